@@ -1,0 +1,39 @@
+# Everything that a contributor types. Each target sets up what it needs by itself.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: run test lint lab bench completions clean
+
+run: $(VENV)/.run  ## set up, then one healing cycle on this host, in a dry run
+	@$(BIN)/luminous-healing check; echo; $(BIN)/luminous-healing heal; code=$$?; [ $$code -le 1 ]
+
+test: $(VENV)/.dev  ## set up, system packages included when root on a Debian-like machine, then all tests
+	@$(BIN)/python tools/system_packages.py
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.dev  ## formatting, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+completions: $(VENV)/.dev  ## generate the shell completions again
+	$(BIN)/python tools/completions.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (set PYTHON=)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@touch $@ $(VENV)/.run
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis artefacts

@@ -1,0 +1,255 @@
+"""`luminous-healing`: the only module that prints and exits.
+
+Exit 0 fine, 1 issues remain or a heal was refused, 2 usage or configuration, 3 nothing could be observed.
+Data goes to standard output, messages to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .bus import Bus, BusRefused, BusUnavailable
+from .config import Loaded, load
+from .daemon import Daemon, build_engine
+from .healing_engine import SimplifiedHealingEngine
+from .journal import JournalHandler, connected_to_journal
+from .models import CHECKS, ConfigError, HealingError, Issue, SensorHealth
+from .observe.systemd import read_unit
+from .permission_handler import NixOSPermissionHandler
+from .report import SCHEMA, Lines, check_data, check_lines, exit_code, heal_data, heal_lines, printable, summary
+
+SHELLS = ("bash", "zsh", "fish", "tcsh")
+_UNIT = "luminous-healing.service"
+Command = Callable[[argparse.Namespace], int]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; also read when the shell completions are generated."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    common.add_argument("--config", type=Path, metavar="PATH", help="read this configuration file alone")
+    common.add_argument("--verbose", action="store_true", default=None, help="tell each step on standard error")
+    look = argparse.ArgumentParser(add_help=False)
+    look.add_argument("--threshold", action="append", default=[], metavar="NAME=VALUE", help="cpu=75; repeatable")
+    look.add_argument("--unit", action="append", metavar="NAME", help="watch this unit too; repeatable")
+    look.add_argument("--check", action="append", choices=CHECKS, help="look only at this; repeatable")
+
+    parser = argparse.ArgumentParser(
+        prog="luminous-healing",
+        description="Notices trouble on this host, repairs it within strict limits, and measures whether it helped.",
+    )
+    parser.add_argument("--version", action="version", version=f"luminous-healing {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Command, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, parents=[common, *parents])
+        command.set_defaults(run=run)
+        return command
+
+    add("check", _check, "look once and report; changes nothing", look)
+    heal = add("heal", _heal, "run one healing cycle; a dry run unless --apply", look)
+    heal.add_argument("--apply", action="store_true", help="act, instead of telling what would be done")
+    run = add("run", _run, "watch and heal until stopped (the daemon)", look)
+    run.add_argument("--interval", type=float, metavar="SECONDS", help="pause between two looks (default 60)")
+    run.add_argument("--dry-run", action="store_true", default=None, help="tell what would be done, change nothing")
+    add("status", _status, "the daemon's state and the host's health in a few lines", look)
+    config = commands.add_parser("config", help="check or show the configuration")
+    which = config.add_subparsers(dest="config_command", required=True, metavar="check|show")
+    for name, function, text in (
+        ("check", _config_check, "say whether the configuration is right"),
+        ("show", _config_show, "every key with its value and where that came from"),
+    ):
+        which.add_parser(name, help=text, description=text, parents=[common]).set_defaults(run=function)
+    add("permissions", _permissions, "what may be done here, and how")
+    completion = commands.add_parser("completion", help="print the completion script of a shell")
+    completion.add_argument("shell", choices=SHELLS)
+    completion.set_defaults(run=_completion, json=False, verbose=None)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = build_parser().parse_args(argv)
+    _set_up_logging(verbose=bool(arguments.verbose))
+    run: Command = arguments.run
+    try:
+        return run(arguments)
+    except ConfigError as error:
+        return _fail(error, error.problems, as_json=arguments.json)
+    except HealingError as error:
+        return _fail(error, [error.message], as_json=arguments.json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on; no second complaint at exit
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _fail(error: HealingError, problems: list[str], *, as_json: bool) -> int:
+    for problem in problems:
+        print(f"luminous-healing: {printable(problem)}", file=sys.stderr)
+    if error.hint:
+        print(f"  hint: {printable(error.hint)}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"schema": SCHEMA, "error": problems, "hint": error.hint or None}))
+    return 2
+
+
+def _set_up_logging(*, verbose: bool) -> None:
+    root = logging.getLogger("luminous_nix")
+    if connected_to_journal():
+        root.addHandler(JournalHandler())
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        root.addHandler(handler)
+    root.setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+# -- commands ------------------------------------------------------------------------------------------------
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    engine = build_engine(_load(arguments).settings)
+    data, issues, sensors = asyncio.run(_look(engine))
+    _show(arguments, data, check_lines(data))
+    return exit_code(issues, sensors)
+
+
+def _heal(arguments: argparse.Namespace) -> int:
+    settings = _load(arguments).settings
+    engine = build_engine(settings)
+    engine.dry_run = not arguments.apply
+    return asyncio.run(_heal_once(engine, arguments))
+
+
+async def _heal_once(engine: SimplifiedHealingEngine, arguments: argparse.Namespace) -> int:
+    try:
+        snapshot, issues = await engine.look()
+        results = await engine.heal_issues_batch(issues)
+        if any(result.actions_taken for result in results) and not engine.dry_run:
+            snapshot, issues = await engine.look()
+    finally:
+        await engine.executor.handler.world.bus.close()
+    seen = any(sensor.ok for sensor in snapshot.sensors)
+    healthy = not issues and seen
+    _show(
+        arguments, heal_data(results, healthy=healthy), heal_lines(results, healthy=healthy, dry_run=engine.dry_run)
+    )
+    return exit_code(issues, snapshot.sensors)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    loaded = _load(arguments)
+    logging.getLogger("luminous_nix").setLevel(logging.INFO)
+    asyncio.run(Daemon(loaded, lambda: _load(arguments)).run())
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    engine = build_engine(_load(arguments).settings)
+    daemon = asyncio.run(_daemon_state(engine.executor.handler.world.bus))
+    data, issues, sensors = asyncio.run(_look(engine))
+    status = {
+        "schema": SCHEMA, "daemon": daemon, "healthy": data["healthy"], "health": data["health"],
+        "issues": data["issues"], "unknown": data["unknown"], "mode": engine.executor.handler.mode.value,
+    }  # fmt: skip
+    lines: Lines = [("", f"daemon      {daemon}"), ("", f"mode        {status['mode']}")]
+    lines += [("bold red", f"issue       {printable(issue['description'])}") for issue in data["issues"]]
+    _show(arguments, status, [*lines, summary(data)])
+    return exit_code(issues, sensors)
+
+
+async def _daemon_state(bus: Bus) -> str:
+    try:
+        unit = await read_unit(bus, _UNIT)
+    except (BusUnavailable, BusRefused) as error:
+        return f"unknown ({error.message})"
+    finally:
+        await bus.close()
+    return "not installed" if unit.load == "not-found" else f"{unit.active} ({unit.sub})"
+
+
+async def _look(engine: SimplifiedHealingEngine) -> tuple[dict[str, Any], list[Issue], tuple[SensorHealth, ...]]:
+    try:
+        snapshot, issues = await engine.look()
+    finally:
+        await engine.executor.handler.world.bus.close()
+    return check_data(issues, engine.detector.readings(snapshot), snapshot.sensors), issues, snapshot.sensors
+
+
+def _config_check(arguments: argparse.Namespace) -> int:
+    loaded = _load(arguments)
+    count = len(loaded.sources)
+    text = f"the configuration is right ({count} key{'' if count == 1 else 's'} set, the rest are defaults)"
+    _show(arguments, {"schema": SCHEMA, "valid": True, "set": count}, [("green", text)])
+    return 0
+
+
+def _config_show(arguments: argparse.Namespace) -> int:
+    rows = _load(arguments).rows()
+    data = {"schema": SCHEMA, "settings": {key: {"value": value, "source": source} for key, value, source in rows}}
+    lines: Lines = [("", f"{key:<30} {json.dumps(value):<28} {printable(source)}") for key, value, source in rows]
+    _show(arguments, data, lines)
+    return 0
+
+
+def _permissions(arguments: argparse.Namespace) -> int:
+    status = NixOSPermissionHandler(_load(arguments).settings.mode).get_permission_status()
+    lines: Lines = [("", f"mode  {status['mode']}")]
+    lines += [("", f"  {name:<22} {how}") for name, how in status["capabilities"].items()]
+    _show(arguments, {"schema": SCHEMA, **status}, lines)
+    return 0
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    print(resources.files(__package__).joinpath("completions", arguments.shell).read_text("utf-8"), end="")
+    return 0
+
+
+# -- input and output ----------------------------------------------------------------------------------------
+
+
+def _load(arguments: argparse.Namespace) -> Loaded:
+    """The configuration with this call's flags on top. Raises ConfigError."""
+    flags: dict[str, Any] = {}
+    for text in getattr(arguments, "threshold", []):
+        name, equals, value = text.partition("=")
+        try:
+            flags[f"thresholds.{name}"] = float(value)
+        except ValueError:
+            shape = "NAME=NUMBER, for example --threshold cpu=75"
+            raise ConfigError([f"--threshold {text}: {'not a number' if equals else 'no value'}"], shape) from None
+    for key, name in (("monitored_units", "unit"), ("enabled_checks", "check"), ("interval", "interval"),
+                      ("dry_run", "dry_run"), ("verbose", "verbose")):  # fmt: skip
+        if (value := getattr(arguments, name, None)) is not None:
+            flags[key] = value
+    return load(arguments.config, flags=flags)
+
+
+def _show(arguments: argparse.Namespace, data: dict[str, Any], lines: Lines) -> None:
+    if arguments.json:
+        print(json.dumps(data))
+    elif sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        from rich.console import Console  # noqa: PLC0415  loaded only where colours are shown
+        from rich.text import Text  # noqa: PLC0415
+
+        console = Console(highlight=False, soft_wrap=True)
+        for style, text in lines:
+            console.print(Text(text, style=style))
+    else:
+        print("\n".join(text for _, text in lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""`luminous-healing run`: the loop under a service manager, with reload, watchdog and a quick end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Callable
+
+from .act.executor import SimpleExecutor
+from .bus import Bus
+from .config import Loaded, Settings
+from .healing_engine import SimplifiedHealingEngine
+from .journal import notify, watchdog_seconds
+from .models import ConfigError, HealingResult, Verdict
+from .observe.detector import SimpleDetector
+from .permission_handler import NixOSPermissionHandler
+
+log = logging.getLogger(__name__)
+
+_STUCK_S = 2400.0  # longer than any action may take: a cycle that lasts longer hangs
+
+
+def build_engine(settings: Settings, bus: Bus | None = None) -> SimplifiedHealingEngine:
+    """An engine for this host with these settings."""
+    executor = SimpleExecutor(NixOSPermissionHandler(settings.mode, bus=bus))
+    detector = SimpleDetector(
+        settings.thresholds,
+        monitored_units=settings.monitored_units,
+        enabled_checks=settings.enabled_checks,
+        include_tmpfs=settings.include_tmpfs,
+        ignore_mounts=settings.ignore_mounts,
+        bus=executor.handler.world.bus,
+    )
+    return SimplifiedHealingEngine(
+        detector=detector,
+        executor=executor,
+        healing_enabled=settings.healing_enabled,
+        dry_run=settings.dry_run,
+        verbose=settings.verbose,
+        limits=settings.limits,
+    )
+
+
+class Daemon:
+    """One engine, run until told to stop. `reread` loads the configuration anew (SIGHUP)."""
+
+    def __init__(self, loaded: Loaded, reread: Callable[[], Loaded]) -> None:
+        self.settings = loaded.settings
+        self._bus = Bus(clock=time.monotonic)
+        self.engine = build_engine(loaded.settings, self._bus)
+        self._reread = reread
+        self._turned_at = 0.0
+        self._told: frozenset[tuple[str, Verdict]] = frozenset()
+
+    async def run(self) -> None:
+        """Cycle until SIGTERM or SIGINT."""
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        self._turned_at = loop.time()
+        handlers: dict[signal.Signals, Callable[[], object]] = {signal.SIGHUP: self.reload}
+        if task is not None:
+            handlers |= {signal.SIGTERM: task.cancel, signal.SIGINT: task.cancel}
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
+        watchdog = loop.create_task(self._watchdog(), name="watchdog")
+        notify("READY=1\nSTATUS=first look")
+        try:
+            async for results in self.engine.cycles(self.settings.interval):
+                self._turned_at = loop.time()
+                self._tell(results)
+        except asyncio.CancelledError:
+            log.info("stopping")
+        finally:
+            notify("STOPPING=1")
+            watchdog.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watchdog
+            for number in handlers:
+                loop.remove_signal_handler(number)
+            await self._bus.close()
+
+    def reload(self) -> None:
+        """Take the configuration as it is now; a bad one is told, and the old one stays."""
+        try:
+            settings = self._reread().settings
+        except ConfigError as error:
+            for problem in error.problems:
+                log.warning("the configuration stays as it was: %s", problem)
+            notify(f"STATUS=bad configuration, the old one stays: {error.problems[0]}")
+            return
+        fresh, old = build_engine(settings, self._bus), self.engine
+        # The running loop keeps its engine, and with it the record of past acts; its parts are exchanged.
+        old.detector, old.executor = fresh.detector, fresh.executor
+        old.healing_enabled, old.dry_run, old.verbose = fresh.healing_enabled, fresh.dry_run, fresh.verbose
+        old.limits, old.interval = fresh.limits, settings.interval
+        self.settings = settings
+        log.info("the configuration was read again")
+        notify("STATUS=configuration read again")
+
+    def _tell(self, results: list[HealingResult]) -> None:
+        """Log what is new; what was refused in the last cycle for the same reason is not said again."""
+        told = frozenset((result.issue.fingerprint(), result.verdict) for result in results)
+        for result in results:
+            if (result.issue.fingerprint(), result.verdict) in self._told and result.verdict is Verdict.REFUSED:
+                continue
+            level = logging.INFO if result.success or result.verdict is Verdict.DRY_RUN else logging.WARNING
+            fields = {
+                "issue": result.issue.fingerprint(),
+                "action": result.action_taken,
+                "verdict": result.verdict.value,
+                "duration_ms": f"{result.duration_ms:.1f}",
+            }
+            words = (
+                result.issue.description,
+                result.verdict.value,
+                result.action_taken,
+                result.error or result.detail,
+            )
+            log.log(level, "%s: %s (%s) %s", *words, extra={"fields": fields})
+        self._told = told
+        remaining = sum(not result.success for result in results)
+        notify(f"STATUS={'all is well' if not remaining else f'{remaining} open issues'}")
+
+    async def _watchdog(self) -> None:
+        """A sign of life at half the wanted interval, as long as the loop really turns."""
+        every = watchdog_seconds()
+        loop = asyncio.get_running_loop()
+        while every is not None:
+            if loop.time() - self._turned_at < self.engine.interval + _STUCK_S:
+                notify("WATCHDOG=1")
+            await asyncio.sleep(every / 2)

@@ -1,0 +1,338 @@
+"""The loop: observe, decide, act, look again. Nothing else lives here.
+
+An act counts as a success only when the reading that showed the trouble recovered within the action's
+deadline; what the act itself answered is not a verdict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final
+
+from .act.executor import SimpleExecutor
+from .decide.actions import CATALOGUE, Risk, Spec
+from .decide.limits import Ledger, Limits, check
+from .decide.resolver import SimpleResolver
+from .models import (
+    Action,
+    HealingResult,
+    Issue,
+    IssueType,
+    ObservationError,
+    Severity,
+    Snapshot,
+    Status,
+    Verdict,
+    unit_name,
+)
+from .observe.detector import SimpleDetector, health_score, measure
+
+__all__ = ["Issue", "IssueType", "SelfHealingEngine", "Severity", "SimplifiedHealingEngine"]
+__all__ += ["create_self_healing_engine", "quick_heal"]
+
+log = logging.getLogger(__name__)
+
+DRY: Final = "[DRY RUN] "
+_SETTLE_S: Final = 0.4  # a unit that is active must stay so, in the same invocation, this long
+_HEALTH_FLOOR: Final = 30  # below this nothing heals by itself
+_BUSY_PRESSURE: Final = 20.0  # % of the last minute in which all tasks waited
+
+
+def boot_clock() -> float:
+    """Seconds since boot, suspend included; no wall-clock jump touches it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What the reading says now: `status`, in words, and whether waiting longer can change it."""
+
+    status: Status
+    said: str
+    final: bool = False
+    invocation: str = ""
+
+
+class SimplifiedHealingEngine:
+    """Detects, decides, acts and looks again. Every part and every limit is a constructor argument.
+
+    `healing_enabled`, `dry_run` and `verbose` are read at each act.
+    """
+
+    def __init__(
+        self,
+        *,
+        detector: SimpleDetector | None = None,
+        resolver: SimpleResolver | None = None,
+        executor: SimpleExecutor | None = None,
+        healing_enabled: bool = True,
+        dry_run: bool = False,
+        verbose: bool = False,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = boot_clock,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.executor = executor or SimpleExecutor()
+        self.detector = detector or SimpleDetector(bus=self.executor.handler.world.bus)
+        self.resolver = resolver or SimpleResolver()
+        self.healing_enabled = healing_enabled
+        self.dry_run = dry_run
+        self.verbose = verbose
+        self.limits = limits or Limits()
+        self.interval = 60.0
+        self._clock = clock
+        self._sleep = sleep
+        self._ledger = Ledger()
+        self._acting = asyncio.Lock()
+        self._stop: asyncio.Event | None = None
+        self._open: frozenset[str] = frozenset()
+        self._counts = {"detected": 0, "resolved": 0, "failed": 0}
+        self._last_check: datetime | None = None
+
+    # -- the public loop -------------------------------------------------------------------------------------
+
+    async def detect_and_heal(self) -> list[HealingResult]:
+        """One cycle: look, and heal what may be healed by itself. Returns a result for every issue."""
+        snapshot, issues = await self.look()
+        postponed = self._postponed(snapshot, issues)
+        return [
+            self._refused(issue, why) if (why := postponed(issue)) else await self.heal_issue(issue)
+            for issue in issues
+        ]
+
+    async def look(self) -> tuple[Snapshot, list[Issue]]:
+        """Read the host once and count what is new."""
+        snapshot = await self.detector.observe()
+        issues = self.detector.find(snapshot)
+        found = frozenset(issue.fingerprint() for issue in issues)
+        self._counts["detected"] += len(found - self._open)
+        self._open = found
+        self._last_check = datetime.now()  # noqa: DTZ005  shown to people, decides nothing
+        self._tell("looked: %d issues, health %d", len(issues), health_score(issues))
+        return snapshot, issues
+
+    async def heal_issue(self, issue: Issue) -> HealingResult:
+        """Heal one issue now, within the limits; a person's or a program's request. It raises nothing."""
+        started = time.perf_counter()
+        async with self._acting:
+            result = await self._heal(issue)
+        self._counts["resolved"] += result.verdict is Verdict.HEALED
+        self._counts["failed"] += result.verdict in {Verdict.FAILED, Verdict.NO_EFFECT}
+        took = (time.perf_counter() - started) * 1e3
+        self._tell("%s: %s %s %s", issue.description, result.verdict.value, result.action_taken, result.error or "")
+        return replace(result, duration_ms=took)
+
+    async def heal_issues_batch(self, issues: Iterable[Issue]) -> list[HealingResult]:
+        """Heal several, worst first, one after the other; results in that order."""
+        return [await self.heal_issue(issue) for issue in sorted(issues, key=lambda issue: -issue.severity)]
+
+    async def start_monitoring(self, interval: float = 60) -> None:
+        """Cycle every `interval` seconds until cancelled or `stop()`."""
+        async for _ in self.cycles(interval):
+            pass
+
+    async def cycles(self, interval: float = 60) -> AsyncIterator[list[HealingResult]]:
+        """The same, a list of results per cycle. `self.interval` is read anew before each pause."""
+        if interval <= 0:
+            raise ValueError("the interval must be above 0 seconds")
+        self.interval = interval
+        stop = self._stop = asyncio.Event()
+        while not stop.is_set():
+            yield await self.detect_and_heal()
+            try:
+                async with asyncio.timeout(self.interval):
+                    await stop.wait()
+            except TimeoutError:
+                continue
+
+    def stop(self) -> None:
+        """End `start_monitoring` after the cycle that runs now."""
+        if self._stop is not None:
+            self._stop.set()
+
+    def get_metrics(self) -> dict[str, Any]:
+        """Counts since the start; `success_rate` is a fraction, 1.0 when nothing was tried."""
+        tried = self._counts["resolved"] + self._counts["failed"]
+        return {
+            "issues_detected": self._counts["detected"],
+            "issues_resolved": self._counts["resolved"],
+            "issues_failed": self._counts["failed"],
+            "last_check": self._last_check,
+            "success_rate": self._counts["resolved"] / tried if tried else 1.0,
+        }
+
+    def set_threshold(self, metric: str, value: float) -> None:
+        """Raises ConfigError for an unknown metric or a value out of range."""
+        self.detector.thresholds[metric] = value
+
+    # -- one heal --------------------------------------------------------------------------------------------
+
+    async def _heal(self, issue: Issue) -> HealingResult:
+        try:
+            rungs = self.resolver.climb(issue)
+        except Exception as error:
+            log.warning("the resolver failed on %s", issue.description, exc_info=True)
+            return self._refused(issue, f"the resolver failed: {error}")
+        if not rungs:
+            return self._refused(issue, "watched only: nothing is known to help against it safely")
+        if self.dry_run:
+            return await self._rehearse(issue, rungs)
+        if not self.healing_enabled:
+            return self._refused(issue, "healing is switched off (healing_enabled)")
+        if issue.severity is Severity.LOW:
+            return self._refused(issue, "watched only: its severity is LOW")
+        return await self._climb(issue, rungs)
+
+    async def _rehearse(self, issue: Issue, rungs: tuple[Action, ...]) -> HealingResult:
+        """Say what would be done; nothing is spent and nothing is touched."""
+        first, *rest = rungs
+        answer = await self.executor.execute(first, dry_run=True)
+        detail = answer.output + (f"; then: {', '.join(rung.name for rung in rest)}" if rest else "")
+        verdict = Verdict.DRY_RUN if answer.success else Verdict.REFUSED
+        return HealingResult(
+            issue, DRY + first.name, answer.success, answer.error,
+            verdict=verdict, actions_taken=(first.name,), detail=detail,
+        )  # fmt: skip
+
+    async def _climb(self, issue: Issue, rungs: tuple[Action, ...]) -> HealingResult:
+        """Rung by rung, a further one only after the one below was refused or measured to have no effect."""
+        taken: list[str] = []
+        reasons: list[str] = []
+        verdict = Verdict.REFUSED
+        for rung in rungs:
+            if denied := self._denied(issue, rung, climbing=bool(taken)):
+                reasons.append(f"{rung.name}: {denied}")
+                continue
+            before = await self._look_at(issue)
+            if before.status is not Status.ISSUE:
+                if before.status is Status.OK:
+                    return self._result(issue, taken, Verdict.RECOVERED_BY_ITSELF, before.said)
+                reasons.append(f"{rung.name}: {before.said}; nothing is done on what cannot be seen")
+                break
+            attempt, said = await self._act(issue, rung)
+            reasons.append(f"{rung.name}: {said}")
+            if attempt is not Verdict.REFUSED:
+                taken.append(rung.name)
+                verdict = attempt
+            if attempt in {Verdict.HEALED, Verdict.FAILED}:
+                break
+        return self._result(issue, taken, verdict, "; ".join(reasons))
+
+    def _denied(self, issue: Issue, rung: Action, *, climbing: bool) -> str:
+        spec = CATALOGUE.get(rung.name)
+        if spec is not None and not spec.auto:
+            return (
+                f"it is {spec.risk.value} and asks a person first"
+                if spec.risk is Risk.IRREVERSIBLE
+                else "it asks first"
+            )
+        denial = check(self._ledger, self.limits, issue.component, self._clock(), climbing=climbing)
+        return f"{denial.rule}: {denial.reason}; lifts in {denial.lifts_in_s:.0f} s" if denial else ""
+
+    async def _act(self, issue: Issue, rung: Action) -> tuple[Verdict, str]:
+        """Spend the budget, act, measure. A refusal gives the budget back: nothing was touched."""
+        former, self._ledger = self._ledger, self._ledger.begin(self._clock())
+        answer = await self.executor.execute(rung)
+        if answer.refused:
+            self._ledger = former
+            return Verdict.REFUSED, f"{answer.error}" + (f" ({answer.suggestion})" if answer.suggestion else "")
+        try:
+            if not answer.success:
+                return Verdict.FAILED, f"{answer.error}"
+            return await self._verify(issue, CATALOGUE[rung.name])
+        finally:
+            self._ledger = self._ledger.end(issue.component, self._clock(), self.limits)
+
+    async def _verify(self, issue: Issue, spec: Spec) -> tuple[Verdict, str]:
+        """Look until the reading recovered and stays so, or the action's deadline has passed."""
+        deadline = self._clock() + spec.deadline_s
+        settled_from, invocation, pause = 0.0, "", 0.02
+        while True:
+            look, now = await self._look_at(issue), self._clock()
+            if look.status is Status.OK:
+                if not settled_from or look.invocation != invocation:
+                    settled_from, invocation = now, look.invocation
+                if now - settled_from >= (_SETTLE_S if look.invocation else 0.0):
+                    return Verdict.HEALED, look.said
+            else:
+                settled_from = 0.0
+            if look.final:
+                return Verdict.FAILED, look.said
+            if now >= deadline:
+                verdict = Verdict.NO_EFFECT if look.status is Status.ISSUE else Verdict.FAILED
+                return verdict, f"no recovery within {spec.deadline_s:.0f} s: {look.said}"
+            await self._sleep(pause)
+            pause = min(pause * 1.5, 0.1 if issue.type is IssueType.SERVICE else 1.0)
+
+    async def _look_at(self, issue: Issue) -> _Look:
+        try:
+            if issue.type is IssueType.SERVICE:
+                return await self._look_at_unit(unit_name(issue.component))
+        except ObservationError as error:
+            return _Look(Status.UNKNOWN, f"{issue.component} cannot be observed: {error.message}")
+        value = measure(await self.detector.observe(), issue)
+        if value is None:
+            return _Look(Status.UNKNOWN, f"{issue.component} cannot be observed")
+        limit = self.detector.threshold_for(issue)
+        said = f"{issue.component} is at {value:.1f}, the threshold is {limit:g}"
+        return _Look(Status.OK if value < limit else Status.ISSUE, said)
+
+    async def _look_at_unit(self, name: str) -> _Look:
+        unit = await self.detector.units.unit(name)
+        said = f"{name} is {unit.active} ({unit.sub})"
+        done = unit.kind == "oneshot" and unit.active == "inactive" and unit.result == "success"
+        if unit.active in {"active", "reloading"} or done:
+            return _Look(Status.OK, said, invocation=unit.invocation)
+        final = unit.active == "failed" and not unit.job
+        return _Look(Status.ISSUE, f"{said}: {unit.result}" if final else said, final)
+
+    # -- small things ----------------------------------------------------------------------------------------
+
+    def _postponed(self, snapshot: Snapshot, issues: list[Issue]) -> Callable[[Issue], str]:
+        """Why an automatic heal waits: the host is too sick, or busy with worse than a MEDIUM issue."""
+        health = health_score(issues)
+        worse = next((issue for issue in issues if issue.severity >= Severity.HIGH), None)
+        stalled = next((name for name in ("pressure:memory:full", "pressure:io:full")
+                        if snapshot.values.get(name, 0.0) > _BUSY_PRESSURE), None)  # fmt: skip
+
+        def why(issue: Issue) -> str:
+            if self.dry_run:
+                return ""
+            if health < _HEALTH_FLOOR:
+                return f"health is {health}, below {_HEALTH_FLOOR} nothing heals by itself: a person is needed"
+            if issue.severity is Severity.MEDIUM and (worse or stalled):
+                return f"postponed until resources allow: {worse.description if worse else stalled}"
+            return ""
+
+        return why
+
+    def _refused(self, issue: Issue, why: str) -> HealingResult:
+        return HealingResult(issue, "none", success=False, error=why, verdict=Verdict.REFUSED)
+
+    def _result(self, issue: Issue, taken: list[str], verdict: Verdict, said: str) -> HealingResult:
+        good = verdict in {Verdict.HEALED, Verdict.RECOVERED_BY_ITSELF}
+        return HealingResult(
+            issue, ", ".join(taken) or "none", good, None if good else said,
+            verdict=verdict, actions_taken=tuple(taken), detail=said,
+        )  # fmt: skip
+
+    def _tell(self, text: str, *values: object) -> None:
+        log.log(logging.INFO if self.verbose else logging.DEBUG, text, *values)
+
+
+SelfHealingEngine = SimplifiedHealingEngine
+
+
+def create_self_healing_engine(dry_run: bool = False, verbose: bool = False) -> SimplifiedHealingEngine:
+    """An engine for this host with the defaults of the specification."""
+    return SimplifiedHealingEngine(dry_run=dry_run, verbose=verbose)
+
+
+async def quick_heal(dry_run: bool = True) -> list[HealingResult]:
+    """One cycle on this host; in a dry run unless told otherwise."""
+    return await create_self_healing_engine(dry_run=dry_run).detect_and_heal()

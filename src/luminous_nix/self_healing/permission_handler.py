@@ -1,0 +1,126 @@
+"""How privilege is had: chosen once, when the handler is made. Nothing downstream asks again.
+
+SERVICE mode sends everything privileged through the helper. DEVELOPMENT mode acts directly as root, else
+through `sudo -n`, else in user space where that helps, else it answers with the command to type.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from .act.operations import OPERATIONS, World
+from .act.runners import ChainRunner, DirectRunner, ManualRunner, Runner, SudoRunner
+from .act.steps import Plan, Step
+from .bus import Bus
+from .decide.actions import CATALOGUE, specify
+from .models import (
+    Action,
+    ActionFailed,
+    ActionRefused,
+    ExecutionMode,
+    ExecutionResult,
+    HealingError,
+    NeedsPrivilege,
+    Roots,
+)
+from .process import find
+
+__all__ = ["ExecutionMode", "NixOSPermissionHandler", "development_wanted"]
+
+HELPER_SOCKET: Final = Path("luminous-healing-executor.sock")
+_YES: Final = frozenset({"1", "true", "yes", "on"})
+_NO_HELPER: Final = "SERVICE mode needs the helper, and there is none on this host ({socket} is missing)"
+_HOW: Final = (
+    'to act without it set LUMINOUS_DEV_MODE=1, or mode = "dev" in the configuration, and run as root or with sudo'
+)
+
+
+def development_wanted(environment: Mapping[str, str]) -> bool:
+    """Whether LUMINOUS_DEV_MODE is 1, true, yes or on."""
+    return environment.get("LUMINOUS_DEV_MODE", "").strip().lower() in _YES
+
+
+class _NoHelperRunner:
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+
+    async def run(self, step: Step) -> str:
+        del step
+        raise NeedsPrivilege(_NO_HELPER.format(socket=self._socket), _HOW)
+
+
+class NixOSPermissionHandler:
+    """Executes actions of the catalogue with the privilege of its mode.
+
+    `mode` None reads LUMINOUS_DEV_MODE now. `runner` replaces the mode's own choice (tests, simulation).
+    """
+
+    def __init__(
+        self,
+        mode: ExecutionMode | None = None,
+        *,
+        bus: Bus | None = None,
+        roots: Roots | None = None,
+        runner: Runner | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        wanted = development_wanted(os.environ if environment is None else environment)
+        self.mode = mode or (ExecutionMode.DEVELOPMENT if wanted else ExecutionMode.SERVICE)
+        self.world = World(bus or Bus(clock=time.monotonic), roots or Roots())
+        self._sudo = find("sudo") if os.geteuid() != 0 else None
+        self._runner = runner or self._choose()
+
+    def _choose(self) -> Runner:
+        if self.mode is ExecutionMode.SERVICE:
+            return _NoHelperRunner(self.world.roots.run / HELPER_SOCKET)
+        root = os.geteuid() == 0
+        direct = DirectRunner(self.world.bus, self.world.roots, privileged=root)
+        return ChainRunner(direct, *([SudoRunner(self._sudo)] if self._sudo else []), ManualRunner())
+
+    async def prepare(self, action: Action) -> Plan:
+        """What the action would do here, after its precheck. Raises ActionRefused; nothing is changed."""
+        spec, arguments = specify(action)
+        try:
+            return await OPERATIONS[spec.name](self.world, arguments)
+        except (OSError, ValueError) as error:
+            raise ActionRefused(f"{spec.name}: the precheck could not look: {error}") from error
+
+    async def execute_healing_action(
+        self, action: str, parameters: Mapping[str, Any] | None = None
+    ) -> ExecutionResult:
+        """Check, then act. It raises nothing: what goes wrong is in the result."""
+        started = time.perf_counter()
+        said: list[str] = []
+        problem: HealingError | None = None
+        try:
+            for step in (await self.prepare(Action(action, parameters or {}))).steps:
+                said.append(await self._runner.run(step))
+        except (ActionRefused, NeedsPrivilege, ActionFailed) as error:
+            problem = error
+        return ExecutionResult(
+            problem is None,
+            "; ".join(filter(None, said)),
+            problem.message if problem else None,
+            (problem.hint or None) if problem else None,
+            self.mode.value,
+            (time.perf_counter() - started) * 1e3,
+            refused=not said and isinstance(problem, ActionRefused | NeedsPrivilege),
+        )
+
+    def get_permission_status(self) -> dict[str, Any]:
+        """`mode`, `is_production`, `capabilities`: each action with how it would be had here."""
+        how = "sudo" if self._sudo else "command to type"
+        if os.geteuid() == 0:
+            how = "direct"
+        if self.mode is ExecutionMode.SERVICE:
+            there = (self.world.roots.run / HELPER_SOCKET).exists()
+            how = "helper" if there else "unavailable: no helper"
+        return {
+            "mode": self.mode.value,
+            "is_production": self.mode is ExecutionMode.SERVICE,
+            "capabilities": dict.fromkeys(CATALOGUE, how),
+        }

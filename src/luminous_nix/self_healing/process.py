@@ -1,0 +1,91 @@
+"""The one door through which processes start: argument lists only, never a shell, always a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from .models import ActionFailed
+
+# What a child sees of ours: nothing but this. /run/current-system/sw/bin is NixOS's /usr/bin.
+SEARCH_PATH: Final = (
+    "/run/wrappers/bin:/run/current-system/sw/bin:/nix/var/nix/profiles/default/bin:"
+    "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+)
+_ENVIRONMENT: Final[Mapping[str, str]] = {"PATH": SEARCH_PATH, "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}
+_OUTPUT_LIMIT: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def last_words(self) -> str:
+        """The last line of what it said, for a message."""
+        lines = (self.stderr.strip() or self.stdout.strip()).splitlines()
+        return lines[-1] if lines else ""
+
+
+def find(program: str) -> str | None:
+    """The absolute path of a program on the fixed search path, or None."""
+    return shutil.which(program, path=SEARCH_PATH)
+
+
+async def run(argv: Sequence[str], *, timeout: float, stdin: bytes | None = None) -> Completed:  # noqa: ASYNC109
+    """Run a program to its end.
+
+    The environment is built from nothing, standard input is empty unless given, and output beyond 1 MiB is
+    dropped. Raises ActionFailed when the program is missing or not done after `timeout` seconds; it and
+    whatever it started are then killed.
+    """
+    program = argv[0] if argv[0].startswith("/") else find(argv[0])
+    if program is None:
+        raise ActionFailed(f"{argv[0]} is not installed", f"looked in {SEARCH_PATH}")
+    try:
+        child = await asyncio.create_subprocess_exec(
+            program, *argv[1:], env=_ENVIRONMENT, cwd="/", start_new_session=True,
+            stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+    except OSError as error:
+        raise ActionFailed(f"{program} could not be started: {error.strerror}") from error
+    try:
+        async with asyncio.timeout(timeout):
+            out, err = await _talk(child, stdin)
+            code = await child.wait()
+    except TimeoutError:
+        raise ActionFailed(f"{argv[0]} was not done after {timeout:.0f} s and was stopped") from None
+    finally:
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            await child.wait()
+    return Completed(tuple(argv), code, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
+
+
+async def _talk(child: asyncio.subprocess.Process, stdin: bytes | None) -> tuple[bytes, bytes]:
+    if child.stdout is None or child.stderr is None:
+        raise ActionFailed("the program has no output")
+    if stdin is not None and child.stdin is not None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            child.stdin.write(stdin)
+            await child.stdin.drain()
+        child.stdin.close()
+    return await asyncio.gather(_bounded(child.stdout), _bounded(child.stderr))
+
+
+async def _bounded(stream: asyncio.StreamReader) -> bytes:
+    kept = bytearray()
+    while chunk := await stream.read(65536):
+        kept += chunk[: _OUTPUT_LIMIT - len(kept)]
+    return bytes(kept)
