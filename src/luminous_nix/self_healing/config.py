@@ -175,7 +175,7 @@ def _literal(text: str, *, listed: bool) -> Any:
 def _check(key: str, raw: Any, source: str, problems: list[str]) -> Any:
     """The value in its type, or None after adding to `problems`."""
     if key not in KEYS:
-        problems.append(f"{source}: {key}: unknown key; {nearest(key, KEYS)}")
+        problems.append(f"{source}: {key}: unknown key, {nearest(key, KEYS)}")
         return None
     try:
         if key.startswith("thresholds."):
@@ -193,7 +193,7 @@ def _check(key: str, raw: Any, source: str, problems: list[str]) -> Any:
 def _checked_names(key: str, names: Iterable[str]) -> tuple[str, ...]:
     for name in names:
         if key == "enabled_checks" and name not in CHECKS:
-            raise ValueError(f"there is no check {name!r}; {nearest(name, CHECKS)}")
+            raise ValueError(f"there is no check {name!r}, {nearest(name, CHECKS)}")
         if key == "monitored_units":
             try:
                 valid_unit(name)

@@ -117,12 +117,12 @@ class Daemon:
                 result.issue.description,
                 result.verdict.value,
                 result.action_taken,
-                result.error or result.detail,
+                (result.error or result.detail).replace("\n", "; "),
             )
             log.log(level, "%s: %s (%s) %s", *words, extra={"fields": fields})
         self._told = told
         remaining = sum(not result.success for result in results)
-        notify(f"STATUS={'all is well' if not remaining else f'{remaining} open issues'}")
+        notify(f"STATUS={'all is well' if not remaining else f'open issues: {remaining}'}")
 
     async def _watchdog(self) -> None:
         """A sign of life at half the wanted interval, as long as the loop really turns."""

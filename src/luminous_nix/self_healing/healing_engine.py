@@ -192,7 +192,7 @@ class SimplifiedHealingEngine:
         """Say what would be done; nothing is spent and nothing is touched."""
         first, *rest = rungs
         answer = await self.executor.execute(first, dry_run=True)
-        detail = answer.output + (f"; then: {', '.join(rung.name for rung in rest)}" if rest else "")
+        detail = answer.output + (f"\nthen: {', '.join(rung.name for rung in rest)}" if rest else "")
         verdict = Verdict.DRY_RUN if answer.success else Verdict.REFUSED
         return HealingResult(
             issue, DRY + first.name, answer.success, answer.error,
@@ -221,7 +221,7 @@ class SimplifiedHealingEngine:
                 verdict = attempt
             if attempt in {Verdict.HEALED, Verdict.FAILED}:
                 break
-        return self._result(issue, taken, verdict, "; ".join(reasons))
+        return self._result(issue, taken, verdict, "\n".join(reasons))
 
     def _denied(self, issue: Issue, rung: Action, *, climbing: bool) -> str:
         spec = CATALOGUE.get(rung.name)
@@ -288,8 +288,8 @@ class SimplifiedHealingEngine:
         done = unit.kind == "oneshot" and unit.active == "inactive" and unit.result == "success"
         if unit.active in {"active", "reloading"} or done:
             return _Look(Status.OK, said, invocation=unit.invocation)
-        final = unit.active == "failed" and not unit.job
-        return _Look(Status.ISSUE, f"{said}: {unit.result}" if final else said, final)
+        over = unit.active in {"failed", "inactive"} and not unit.job
+        return _Look(Status.ISSUE, f"{said}: {unit.result}" if over else said, over)
 
     # -- small things ----------------------------------------------------------------------------------------
 

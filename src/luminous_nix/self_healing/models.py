@@ -136,7 +136,9 @@ class UnitState:
     main_code: int = 0  # CLD_EXITED 1, CLD_KILLED 2, CLD_DUMPED 3
     main_status: int = 0  # exit status, or signal number
     start_limit_us: int = 0
+    start_limit_burst: int = 0
     restarts: int = 0
+    ended_by: str = ""  # for a unit that systemd no longer remembers, from the journal: stop, itself, never
     can_reload: bool = False
     refuse_start: bool = False
     invocation: str = ""
@@ -146,9 +148,18 @@ class UnitState:
         """A stop job ended it. systemd notes the main process's exit before it leaves `active` when the
         process went by itself, and after that when it was told to go (`ActiveExitTimestamp` is set on
         entering `deactivating`)."""
+        if self.ended_by:
+            return self.ended_by == "stop"
         was_active = self.active_exit_us >= self.inactive_exit_us > 0
         told = was_active and self.main_exit_us > self.active_exit_us
         return told and self.result in {"success", "exit-code", "signal", "core-dump"}
+
+    @property
+    def gave_up(self) -> bool:
+        """systemd restarted it until its start limit. The result then often still tells the last exit."""
+        return self.active == "failed" and (
+            self.result == "start-limit-hit" or 0 < self.start_limit_burst <= self.restarts
+        )
 
 
 class Snapshot(NamedTuple):

@@ -83,6 +83,7 @@ def heal_data(results: list[HealingResult], *, healthy: bool) -> dict[str, Any]:
 def check_lines(data: dict[str, Any]) -> Lines:
     """A report of one look: readings, then what is wrong, then what could not be seen."""
     lines: Lines = []
+    width = max((len(name) for name in (*data["readings"], *data["sensors"])), default=0)
     for name, reading in data["readings"].items():
         if name.endswith(":some"):
             continue
@@ -92,10 +93,10 @@ def check_lines(data: dict[str, Any]) -> Lines:
         else:
             percent = " %" if reading["unit"] == "percent" else "  "
             figure = f"{reading['value']:6.1f}{percent}   threshold {reading['threshold']:g}{percent.rstrip()}"
-        lines.append((style, f"  {mark} {printable(name):<24} {figure}"))
+        lines.append((style, f"  {mark} {printable(name):<{width}} {figure}"))
     for name, sensor in data["sensors"].items():
         if not sensor["ok"]:
-            lines.append(("yellow", f"  ? {name:<24} unknown: {printable(sensor['error'] or '')}"))
+            lines.append(("yellow", f"  ? {name:<{width}} unknown: {printable(sensor['error'] or '')}"))
     lines.append(("", ""))
     for issue in data["issues"]:
         lines.append(("bold red", f"  ✗ {issue['severity'].upper():<9} {printable(issue['description'])}"))
@@ -121,9 +122,9 @@ def heal_lines(results: list[HealingResult], *, healthy: bool, dry_run: bool) ->
     for result in results:
         style, mark = _VERDICTS[result.verdict]
         lines.append((style, f"  {mark} {printable(result.issue.description)}"))
-        said = printable(result.error or result.detail)
+        said = result.error or result.detail
         lines.append(("", f"      {result.verdict.value.replace('_', ' ')}: {printable(result.action_taken)}"))
-        lines += [("dim", f"      {part}") for part in said.split("; ") if part]
+        lines += [("dim", f"      {printable(part)}") for part in said.split("\n") if part]
     if not results:
         return [("green", "nothing to heal")]
     if dry_run:

@@ -61,8 +61,10 @@ async def _unit(world: World, name: str) -> UnitState:
         raise ActionRefused(f"{name} cannot be looked at: {error.message}", error.hint) from error
     if protected(unit.name):
         raise ActionRefused(f"{name} is {unit.name}, which is in the protected set")
-    if unit.load != "loaded":
-        said = {"not-found": "there is no such unit", "masked": "it is masked"}.get(unit.load, f"it is {unit.load}")
+    if unit.load != "loaded" or unit.file_state.startswith("masked"):
+        said = {"not-found": "there is no such unit", "masked": "it is masked"}.get(
+            unit.load, f"it is {unit.file_state}"
+        )
         raise ActionRefused(f"{name}: {said}")
     if unit.job:
         raise ActionRefused(f"{name} has a job in flight already", "systemd is at work on it; look again later")
@@ -85,7 +87,7 @@ def _startable(unit: UnitState, now_s: float) -> tuple[list[str], list[Step]]:
     if unit.transient:
         raise ActionRefused(f"{unit.name} is a one-off command; running it again is for whoever started it")
     checks = [f"{unit.name} is {unit.active} ({unit.result}), not masked, not stopped on purpose, no job in flight"]
-    if unit.result != "start-limit-hit":
+    if not unit.gave_up:
         return checks, []
     since = now_s * 1e6 - unit.inactive_enter_us
     hold = max(_HOLD_US, unit.start_limit_us)

@@ -81,4 +81,4 @@ class Plan:
 
     def describe(self) -> str:
         """For a dry run and for the log."""
-        return "; ".join([*self.checks, *(f"would run: {typed(step)}" for step in self.steps)])
+        return "\n".join([*self.checks, *(f"would run: {typed(step)}" for step in self.steps)])

@@ -118,17 +118,19 @@ def measure(snapshot: Snapshot, issue: Issue) -> float | None:
 def judge_unit(unit: UnitState) -> Issue | None:
     """Whether a unit that is not running is an issue: not when someone stopped, disabled or masked it, not
     while a job or systemd's own restart is in flight, not when something else starts it on demand."""
-    if unit.load in {"masked", "not-found"} or unit.job or unit.active in {"active", "activating", "reloading"}:
+    if unit.load != "loaded" or unit.file_state.startswith("masked"):
+        return None
+    if unit.job or unit.active in {"active", "activating", "reloading"}:
         return None
     if unit.stopped_on_purpose or not unit.condition:
         return None
     if unit.active == "failed":
-        return _unit_issue(unit, "one_off" if unit.transient else "unit_failed", failure(unit))
+        kind = "one_off" if unit.transient else "crash_loop" if unit.gave_up else "unit_failed"
+        return _unit_issue(unit, kind, failure(unit))
     if unit.active != "inactive" or unit.kind == "oneshot" or unit.triggered or unit.file_state == "disabled":
         return None
-    return _unit_issue(
-        unit, "unit_inactive", "it ended by itself" if unit.inactive_exit_us else "it was never started"
-    )
+    never = unit.ended_by == "never" or not (unit.ended_by or unit.inactive_exit_us)
+    return _unit_issue(unit, "unit_inactive", "it was never started" if never else "it ended by itself")
 
 
 def _unit_issue(unit: UnitState, kind: str, cause: str) -> Issue:
@@ -147,7 +149,7 @@ def failure(unit: UnitState) -> str:
     elif unit.main_code in {2, 3}:
         name = signal.Signals(unit.main_status).name if unit.main_status in set(signal.Signals) else unit.main_status
         how = f"main process was killed by {name}" + (", dumping core" if unit.main_code == 3 else "")
-    if unit.result == "start-limit-hit":
+    if unit.gave_up:
         return f"crash loop: systemd gave up after {unit.restarts} restarts" + (f"; {how}" if how else "")
     if unit.result in {"exit-code", "signal", "core-dump"} and how:
         return how
@@ -179,7 +181,7 @@ class SimpleDetector:
         self._thresholds = Thresholds(thresholds, cpus=self._cpus)
         self._clock_ns = clock_ns
         self.monitored_units = tuple(monitored_units)
-        self.units = SystemdSensor(bus or Bus(clock=time.monotonic))
+        self.units = SystemdSensor(bus or Bus(clock=time.monotonic), roots)
         self._cpu = CpuSensor(roots, clock_ns)
         self._memory = MemorySensor(roots)
         self._sensors = (
@@ -258,7 +260,7 @@ class SimpleDetector:
         units: tuple[UnitState, ...] = ()
         error = ""
         try:
-            units = await self.units.read(self.monitored_units)
+            units, error = await self.units.read(self.monitored_units)
         except ObservationError as problem:
             error = problem.message
         return units, SensorHealth("services", not error, error, (self._clock_ns() - at) / 1e6)

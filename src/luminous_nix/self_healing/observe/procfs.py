@@ -143,14 +143,17 @@ def parse_mountinfo(text: str) -> list[Mount]:
 
 
 def real_filesystems(mounts: Iterable[Mount], *, tmpfs: bool = False, ignore: Iterable[str] = ()) -> tuple[str, ...]:
-    """Where to ask for free space: local filesystems that can fill up, each once, at its shortest path."""
+    """Where to ask for free space: local filesystems that can fill up, each once, at its shortest path.
+
+    What a container manager binds in from its own host (/run/host) is not this host's to look after.
+    """
     ignored = tuple(ignore)
     best: dict[str, str] = {}
     for device, path, fstype, source in mounts:
         real = source.startswith("/dev/") or fstype in _REAL or (fstype == "overlay" and path == "/")
         if fstype in _IMAGES or not (real or (tmpfs and fstype in _MEMORY)):
             continue
-        if any(fnmatchcase(path, pattern) for pattern in ignored):
+        if path.startswith("/run/host/") or any(fnmatchcase(path, pattern) for pattern in ignored):
             continue
         if device not in best or len(path) < len(best[device]):
             best[device] = path

@@ -5,11 +5,15 @@ One call lists what failed, one asks for the watched units; only units that look
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final, NoReturn
 
 from ..bus import Bus, BusRefused, BusUnavailable, target
-from ..models import ObservationError, UnitState, unit_name
+from ..models import ActionFailed, ObservationError, Roots, UnitState, unit_name
+from ..process import run
 
 SYSTEMD: Final = "org.freedesktop.systemd1"
 MANAGER: Final = target("/org/freedesktop/systemd1", f"{SYSTEMD}.Manager", SYSTEMD)
@@ -42,6 +46,7 @@ def unit_from(unit: Mapping[str, Any], typed: Mapping[str, Any]) -> UnitState:
         main_code=int(typed.get("ExecMainCode", 0)),
         main_status=int(typed.get("ExecMainStatus", 0)),
         start_limit_us=int(unit.get("StartLimitIntervalUSec", 0)),
+        start_limit_burst=int(unit.get("StartLimitBurst", 0)),
         restarts=int(typed.get("NRestarts", 0)),
         can_reload=bool(unit.get("CanReload", False)),
         refuse_start=bool(unit.get("RefuseManualStart", False)) or bool(unit.get("RefuseManualStop", False)),
@@ -68,15 +73,26 @@ async def _properties(bus: Bus, path: str, interface: str) -> dict[str, Any]:
 class SystemdSensor:
     """Units that failed, and watched units that are not running, each read in full."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, roots: Roots) -> None:
         self._bus = bus
+        self._roots = roots
 
-    async def read(self, watched: Iterable[str]) -> tuple[UnitState, ...]:
-        """Raises ObservationError when systemd cannot be asked."""
+    async def read(self, watched: Iterable[str]) -> tuple[tuple[UnitState, ...], str]:
+        """The units, and what could not be told about some of them. Raises ObservationError when systemd
+        cannot be asked at all."""
         try:
-            return await self._read([unit_name(name) for name in watched])
+            units = [await read_unit(self._bus, name) for name in await self._suspects(watched)]
         except (BusUnavailable, BusRefused) as error:
             _unobserved(error)
+        known, unclear = [], ""
+        for unit in units:
+            if unit.load == "not-found":
+                unclear = f"there is no unit {unit.name}"
+            try:
+                known.append(await self._remembered(unit))
+            except ObservationError as error:
+                unclear = error.message
+        return tuple(known), unclear
 
     async def unit(self, name: str) -> UnitState:
         """One unit. Raises ObservationError."""
@@ -85,14 +101,60 @@ class SystemdSensor:
         except (BusUnavailable, BusRefused) as error:
             _unobserved(error)
 
-    async def _read(self, watched: list[str]) -> tuple[UnitState, ...]:
+    async def _suspects(self, watched: Iterable[str]) -> Iterable[str]:
         (failed,) = await self._bus.call(MANAGER, "ListUnitsFiltered", "as", (["failed"],))
         names = dict.fromkeys(row[0] for row in failed[:_TROUBLED])
-        if watched:
-            (listed,) = await self._bus.call(MANAGER, "ListUnitsByNames", "as", (watched,))
+        if asked := [unit_name(name) for name in watched]:
+            (listed,) = await self._bus.call(MANAGER, "ListUnitsByNames", "as", (asked,))
             # A not-found unit has the name that was asked for; an alias is answered with the unit's own name.
             names |= dict.fromkeys(row[0] for row in listed if row[3] not in _RUNNING)
-        return tuple([await read_unit(self._bus, name) for name in names])
+        return names
+
+    async def _remembered(self, unit: UnitState) -> UnitState:
+        """systemd forgets a unit that ended well and that nothing refers to; the journal still knows why."""
+        if unit.load != "loaded" or unit.active != "inactive" or unit.inactive_exit_us:
+            return unit
+        return replace(unit, ended_by=await how_it_ended(unit.name, self._roots))
+
+
+# Message ids of PID 1 (systemd's catalogue): a stop job began, or was done; a unit reached `inactive`.
+_STOP_IDS: Final = frozenset({"de5b426a63be47a7b6ac3eaac82e2f6f", "9d1aaa27d60140bd96365438aad20286"})
+_ENDED_ID: Final = "7ad2d189f7e94e70a38c781354912448"
+
+
+async def how_it_ended(name: str, roots: Roots) -> str:
+    """Why a unit is not running, from what PID 1 wrote to the journal in this boot: stop, itself or never.
+
+    Raises ObservationError when the journal cannot be read (journalctl then shows nothing, without a word).
+    """
+    unclear = f"why {name} is not running cannot be told"
+    journals = (
+        file for place in (roots.journal, roots.run / "log/journal") for file in place.glob("*/system.journal")
+    )
+    if not any(os.access(file, os.R_OK) for file in journals):
+        raise ObservationError(f"{unclear}: the journal is not readable", "join the group systemd-journal")
+    argv = ("journalctl", "-q", "-b", "-o", "json", "-n", "6", "--no-pager", "--output-fields=MESSAGE_ID", "_PID=1",
+            f"UNIT={name}")  # fmt: skip
+    try:
+        done = await run(argv, timeout=10.0)
+        if done.returncode != 0:
+            raise ObservationError(f"{unclear}: {done.last_words:.200}")
+        return ending([str(json.loads(line).get("MESSAGE_ID", "")) for line in done.stdout.splitlines()])
+    except (ActionFailed, ValueError) as error:
+        raise ObservationError(f"{unclear}: {error}") from error
+
+
+def ending(message_ids: Iterable[str]) -> str:
+    """The last of PID 1's messages about a unit, oldest first → stop, itself or never."""
+    told = "never"
+    for message_id in message_ids:
+        if message_id in _STOP_IDS:
+            told = "stop"
+        elif message_id == _ENDED_ID:
+            told = "stop" if told == "stop" else "itself"
+        elif message_id:
+            told = "never" if told == "never" else "itself"  # it was started again since
+    return told
 
 
 def _unobserved(error: BusUnavailable | BusRefused) -> NoReturn:
