@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 _IN_FLIGHT: Final = 64  # dbus-daemon refuses a client with too many open calls
 _CONNECT_S: Final = 5.0
+_UNAVAILABLE: Final = "D-Bus is not available: "
 _RETRY_S: Final = 2.0  # between two attempts to connect
 
 
@@ -27,7 +28,7 @@ class BusUnavailable(HealingError):  # noqa: N818
     """There is no bus, or it went away, or it does not answer."""
 
     def __init__(self, why: str) -> None:
-        super().__init__(f"D-Bus is not available: {why}", "is dbus running? `systemctl status dbus.socket`")
+        super().__init__(_UNAVAILABLE + why, "is dbus running? `systemctl status dbus.socket`")
 
 
 class BusRefused(HealingError):  # noqa: N818
@@ -61,6 +62,13 @@ class Bus:
         self._failure = ""
         self._opening: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
+    @property
+    def out_of_reach(self) -> str:
+        """Why a call would fail now without a try, because an attempt to connect just failed; else empty."""
+        if self._failure and self._clock() - self._failed_at < _RETRY_S:
+            return self._failure
+        return ""
+
     async def call(
         self,
         target: DBusAddress,
@@ -81,8 +89,8 @@ class Bus:
         return await link.call(message, within)
 
     async def _open(self) -> _Link:
-        if self._clock() - self._failed_at < _RETRY_S:
-            raise BusUnavailable(self._failure)
+        if why := self.out_of_reach:
+            raise BusUnavailable(why.removeprefix(_UNAVAILABLE))
         loop = asyncio.get_running_loop()
         if self._opening is None or self._opening[0] is not loop:
             self._opening = (loop, asyncio.Lock())
@@ -93,9 +101,9 @@ class Bus:
                 async with asyncio.timeout(_CONNECT_S):
                     connection = await open_dbus_connection(self._address)
             except (OSError, EOFError, ValueError, KeyError, RuntimeError, TimeoutError) as error:
-                self._failed_at, self._failure = self._clock(), _reason(error)
-                raise BusUnavailable(self._failure) from error
-            self._link = _Link(connection, loop)
+                self._failed_at, self._failure = self._clock(), _UNAVAILABLE + _reason(error)
+                raise BusUnavailable(_reason(error)) from error
+            self._link, self._failure = _Link(connection, loop), ""
             return self._link
 
     async def close(self) -> None:

@@ -166,12 +166,17 @@ class Snapshot(NamedTuple):
     """What one look at the host saw. A reading that is missing from `values` is unknown.
 
     `values` maps a reading's name to percent (or plain load): `cpu`, `memory`, `swap`, `load`,
-    `disk:MOUNT`, `inodes:MOUNT`, `pressure:RESOURCE:some|full`.
+    `disk:MOUNT`, `inodes:MOUNT`, `pressure:RESOURCE:some|full`. `looks` has (sensor, error or empty,
+    nanoseconds) of each sensor that was asked; `sensors` is the same as values of their own.
     """
 
     values: Mapping[str, float]
     units: tuple[UnitState, ...] = ()
-    sensors: tuple[SensorHealth, ...] = ()
+    looks: tuple[tuple[str, str, int], ...] = ()
+
+    @property
+    def sensors(self) -> tuple[SensorHealth, ...]:
+        return tuple(SensorHealth(name, not error, error, took / 1e6) for name, error, took in self.looks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from functools import lru_cache
 from typing import Final
 
 from ..bus import Bus
@@ -20,7 +19,6 @@ from ..models import (
     ObservationError,
     Reading,
     Roots,
-    SensorHealth,
     Severity,
     Snapshot,
     Status,
@@ -53,23 +51,31 @@ def severity(value: float, threshold: float, *, unbounded: bool = False) -> Seve
     return Severity.CRITICAL if beyond >= 0.9 else Severity.HIGH if beyond >= 0.5 else Severity.MEDIUM
 
 
-@lru_cache(maxsize=4096)
-def _threshold_of(reading: str) -> str | None:
-    """The threshold that a reading is held against; None for one that is shown only."""
-    return None if reading.endswith(":some") else _CLASSES[reading.partition(":")[0]][0]
+class _ThresholdTable(dict[str, str | None]):
+    """Reading → the threshold that it is held against, None for one that is shown only; filled as names come."""
+
+    def __missing__(self, reading: str) -> str | None:
+        key = None if reading.endswith(":some") else _CLASSES[reading.partition(":")[0]][0]
+        if len(self) < 4096:
+            self[reading] = key
+        return key
+
+
+_THRESHOLD_OF: Final = _ThresholdTable()
 
 
 def find_issues(snapshot: Snapshot, thresholds: Mapping[str, float]) -> list[Issue]:
     """What is wrong in a snapshot, worst first. Missing readings are no issue: they are unknown."""
     issues = []
     for name, value in snapshot.values.items():
-        key = _threshold_of(name)
+        key = _THRESHOLD_OF[name]
         if key is not None and value >= thresholds[key]:
             issues.append(_resource_issue(name, value, thresholds[key], snapshot.values))
     for unit in snapshot.units:
         if (issue := judge_unit(unit)) is not None:
             issues.append(issue)
-    issues.sort(key=lambda issue: -issue.severity)
+    if len(issues) > 1:
+        issues.sort(key=lambda issue: -issue.severity)
     return issues
 
 
@@ -213,6 +219,7 @@ class SimpleDetector:
             if name not in CHECKS:
                 raise ConfigError([f"enabled_checks: there is no check {name!r}"], nearest(str(name), CHECKS))
         self._enabled = chosen
+        self._services_wanted, self._warm_up_wanted = "services" in chosen, "cpu" in chosen
         wanted = set(chosen) | ({"memory"} if "swap" in chosen else set())
         self._active = tuple((name, sensor) for name, sensor in self._sensors if name in wanted)
         self._hidden = {"memory", "swap"} - set(chosen) if {"memory", "swap"} & set(chosen) else set()
@@ -223,7 +230,7 @@ class SimpleDetector:
 
     async def detect_issues(self) -> list[Issue]:
         """Look once and say what is wrong, worst first. The first call awaits 0.1 s for a CPU figure."""
-        return self.find(await self.observe())
+        return find_issues(await self.observe(), self._thresholds.values_)
 
     def find(self, snapshot: Snapshot) -> list[Issue]:
         """What is wrong in a snapshot, by the thresholds of now."""
@@ -231,10 +238,10 @@ class SimpleDetector:
 
     async def observe(self) -> Snapshot:
         """Read every enabled sensor once; one that fails leaves its readings out and says why."""
-        if not self._cpu.warm and "cpu" in self._enabled:
+        if self._warm_up_wanted and not self._cpu.warm:
             await self._warm_up()
         values: dict[str, float] = {}
-        health = []
+        looks = []
         clock = self._clock_ns
         at = clock()
         for name, sensor in self._active:
@@ -244,26 +251,17 @@ class SimpleDetector:
             except (OSError, ValueError, ObservationError) as problem:
                 error = _problem(problem)
             now = clock()
-            health.append(SensorHealth(name, not error, error, (now - at) / 1e6))
+            looks.append((name, error, now - at))
             at = now
         for name in self._hidden:
             values.pop(name, None)
         units: tuple[UnitState, ...] = ()
-        if "services" in self._enabled:
-            units, said = await self._observe_units(at)
-            health.append(said)
-        if log.isEnabledFor(logging.DEBUG):
-            log.debug("readings %s; unknown: %s", values, [sensor.name for sensor in health if not sensor.ok])
-        return Snapshot(values, units, tuple(health))
-
-    async def _observe_units(self, at: int) -> tuple[tuple[UnitState, ...], SensorHealth]:
-        units: tuple[UnitState, ...] = ()
-        error = ""
-        try:
+        if self._services_wanted:
             units, error = await self.units.read(self.monitored_units)
-        except ObservationError as problem:
-            error = problem.message
-        return units, SensorHealth("services", not error, error, (self._clock_ns() - at) / 1e6)
+            looks.append(("services", error, clock() - at))
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("readings %s; unknown: %s", values, [look for look in looks if look[1]])
+        return Snapshot(values, units, tuple(looks))
 
     async def _warm_up(self) -> None:
         """A first CPU sample, 0.1 s before the reading; an error shows at the reading itself."""
@@ -278,7 +276,7 @@ class SimpleDetector:
         """Every figure with its unit and status; what an enabled sensor could not read is UNKNOWN."""
         found = []
         for name, value in snapshot.values.items():
-            key = _threshold_of(name)
+            key = _THRESHOLD_OF[name]
             threshold = None if key is None else self._thresholds.values_[key]
             status = Status.ISSUE if threshold is not None and value >= threshold else Status.OK
             found.append(Reading(name, value, "load" if name == "load" else "percent", status, threshold))

@@ -11,6 +11,7 @@ import os
 import select
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -23,11 +24,7 @@ _IMAGES: Final = frozenset({"cramfs", "erofs", "iso9660", "romfs", "squashfs", "
 _MEMORY: Final = frozenset({"ramfs", "tmpfs"})
 
 
-class CpuTimes(NamedTuple):
-    """Clock ticks since boot over all CPUs."""
-
-    busy: int
-    total: int
+CpuTimes = tuple[int, int]  # (busy, total): clock ticks since boot over all CPUs
 
 
 class Mount(NamedTuple):
@@ -39,18 +36,19 @@ class Mount(NamedTuple):
 
 def parse_cpu(data: bytes) -> CpuTimes:
     """The first line of /proc/stat. Idle and iowait are not work; guest time is already in user and nice."""
-    line = data[: data.index(b"\n")]
-    if not line.startswith(b"cpu ") or b"-" in line:
+    name, user, nice, system, idle, iowait, irq, softirq, steal = data.split(None, 9)[:9]
+    if name != b"cpu":
         raise ValueError("no 'cpu' line")
-    user, nice, system, idle, iowait, irq, softirq, steal = map(int, line.split()[1:9])
-    busy = user + nice + system + irq + softirq + steal
-    return CpuTimes(busy, busy + idle + iowait)
+    busy = int(user) + int(nice) + int(system) + int(irq) + int(softirq) + int(steal)
+    rest = int(idle) + int(iowait)
+    if busy < 0 or rest < 0:
+        raise ValueError("negative ticks")
+    return busy, busy + rest
 
 
 def cpu_percent(before: CpuTimes, after: CpuTimes) -> float | None:
     """Busy share between two samples in percent; None when no tick passed or the counters went back."""
-    total = after.total - before.total
-    busy = after.busy - before.busy
+    busy, total = after[0] - before[0], after[1] - before[1]
     if total <= 0 or busy < 0:
         return None
     return min(100.0, 100.0 * busy / total)
@@ -62,11 +60,14 @@ def _kib(data: bytes, key: bytes) -> int:
 
 
 def parse_memory(data: bytes) -> tuple[float, float | None]:
-    """/proc/meminfo → (memory used in percent by MemAvailable, swap used in percent or None without swap)."""
-    if not data.startswith(b"MemTotal:"):
-        raise ValueError("no 'MemTotal' line")
-    total = _kib(data, b"MemTotal:")
-    available = _kib(data, b"\nMemAvailable:")
+    """/proc/meminfo → (memory used in percent by MemAvailable, swap used in percent or None without swap).
+
+    MemAvailable has been the third line since Linux 3.14.
+    """
+    first, total_kib, _, _, _, _, third, available_kib, _ = data.split(None, 9)[:9]
+    if first != b"MemTotal:" or third != b"MemAvailable:":
+        raise ValueError("no 'MemTotal' and 'MemAvailable' lines")
+    total, available = int(total_kib), int(available_kib)
     swap = _kib(data, b"\nSwapTotal:")
     if not 0 <= available <= total or not total or swap < 0:
         raise ValueError("MemAvailable is not within MemTotal")
@@ -92,14 +93,11 @@ def parse_pressure(data: bytes) -> tuple[float, float]:
 
     Source: Documentation/accounting/psi.rst. A kernel before 5.13 has no `full` line for the CPU: 0.
     """
-    if not data.startswith(b"some "):
+    parts = data.split(b" avg", 6)  # some|10=…|60=…|300=… total=… full|10=…|60=…|300=…
+    if parts[0] != b"some" or len(parts) not in {4, 7}:
         raise ValueError("no 'some' line")
-    start = data.index(b"avg60=") + 6
-    some = float(data[start : data.index(b" ", start)])
-    full, line = 0.0, data.find(b"\nfull ", start)
-    if line > 0:
-        start = data.index(b"avg60=", line) + 6
-        full = float(data[start : data.index(b" ", start)])
+    some = float(parts[2].removeprefix(b"60="))
+    full = float(parts[5].removeprefix(b"60=")) if len(parts) == 7 else 0.0
     if not (0.0 <= some <= 100.0 and 0.0 <= full <= 100.0):
         raise ValueError("not a share of time")
     return some, full
@@ -168,14 +166,18 @@ def usage(blocks: int, free: int, available: int) -> float | None:
 
 
 class ProcFile:
-    """A file below /proc that is opened at the first read and kept open. `size` covers what is parsed."""
+    """A file below /proc that is opened at the first read and kept open. `size` covers what is parsed.
 
-    __slots__ = ("_fd", "path", "size")
+    `read()` returns the first `size` bytes; it raises OSError, and tries to open again the next time.
+    """
+
+    __slots__ = ("_fd", "_size", "path", "read")
 
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
-        self.size = size
+        self._size = size
         self._fd = -1
+        self.read: Callable[[], bytes] = self._first_read
 
     def fileno(self) -> int:
         """Raises OSError."""
@@ -183,14 +185,14 @@ class ProcFile:
             self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         return self._fd
 
-    def read(self) -> bytes:
-        """The first `size` bytes. Raises OSError."""
-        return os.pread(self._fd if self._fd >= 0 else self.fileno(), self.size, 0)
+    def _first_read(self) -> bytes:
+        self.read = partial(os.pread, self.fileno(), self._size, 0)  # from now on one call, nothing looked up
+        return self.read()
 
     def read_all(self) -> bytes:
         """The whole text, however long: a read of a /proc table may end early. Raises OSError."""
         parts, at = [], 0
-        while part := os.pread(self.fileno(), self.size, at):
+        while part := os.pread(self.fileno(), self._size, at):
             parts.append(part)
             at += len(part)
         return b"".join(parts)
@@ -199,6 +201,7 @@ class ProcFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+            self.read = self._first_read
 
     def __del__(self) -> None:
         self.close()

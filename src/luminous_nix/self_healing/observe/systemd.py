@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from ..bus import Bus, BusRefused, BusUnavailable, target
 from ..models import ActionFailed, ObservationError, Roots, UnitState, unit_name
@@ -78,12 +78,13 @@ class SystemdSensor:
         self._roots = roots
 
     async def read(self, watched: Iterable[str]) -> tuple[tuple[UnitState, ...], str]:
-        """The units, and what could not be told about some of them. Raises ObservationError when systemd
-        cannot be asked at all."""
+        """The units, and what could not be told about them or some of them; empty when all is known."""
+        if why := self._bus.out_of_reach:
+            return (), why
         try:
             units = [await read_unit(self._bus, name) for name in await self._suspects(watched)]
         except (BusUnavailable, BusRefused) as error:
-            _unobserved(error)
+            return (), error.message
         known, unclear = [], ""
         for unit in units:
             if unit.load == "not-found":
@@ -99,7 +100,7 @@ class SystemdSensor:
         try:
             return await read_unit(self._bus, name)
         except (BusUnavailable, BusRefused) as error:
-            _unobserved(error)
+            raise ObservationError(error.message, error.hint) from error
 
     async def _suspects(self, watched: Iterable[str]) -> Iterable[str]:
         (failed,) = await self._bus.call(MANAGER, "ListUnitsFiltered", "as", (["failed"],))
@@ -155,7 +156,3 @@ def ending(message_ids: Iterable[str]) -> str:
         elif message_id:
             told = "never" if told == "never" else "itself"  # it was started again since
     return told
-
-
-def _unobserved(error: BusUnavailable | BusRefused) -> NoReturn:
-    raise ObservationError(error.message, error.hint) from error

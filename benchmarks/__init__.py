@@ -1,0 +1,1 @@
+"""Figures, measured on the host that runs them: `python -m benchmarks.loop --json`."""
