@@ -72,7 +72,7 @@ def measure_resolution() -> dict[str, float]:
         Issue(IssueType.SERVICE, Severity.HIGH, "nginx.service failed", "nginx", kind="unit_failed"),
         Issue(IssueType.RESOURCE, Severity.HIGH, "CPU use at 95 %", "cpu", 95.0, 80.0),
         Issue(IssueType.RESOURCE, Severity.HIGH, "memory use at 95 %", "memory", 95.0, 85.0),
-        Issue(IssueType.RESOURCE, Severity.HIGH, "disk use at 95 %", "disk", 95.0, 90.0, kind="bytes", metrics={"mount": "/"}),
+        Issue(IssueType.RESOURCE, Severity.HIGH, "disk use at 95 %", "disk", 95.0, 90.0, metrics={"mount": "/"}),
         Issue(IssueType.SYSTEM, Severity.HIGH, "health is 40", "system", 40.0, 50.0),
     ]
     best = 0.0
