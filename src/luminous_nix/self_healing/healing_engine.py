@@ -190,14 +190,13 @@ class SimplifiedHealingEngine:
 
     async def _rehearse(self, issue: Issue, rungs: tuple[Action, ...]) -> HealingResult:
         """Say what would be done; nothing is spent and nothing is touched."""
-        first, *rest = rungs
-        answer = await self.executor.execute(first, dry_run=True)
-        detail = answer.output + (f"\nthen: {', '.join(rung.name for rung in rest)}" if rest else "")
-        verdict = Verdict.DRY_RUN if answer.success else Verdict.REFUSED
+        answers = [(rung.name, await self.executor.execute(rung, dry_run=True)) for rung in rungs]
+        name, first = answers[0]
+        detail = "\nthen ".join(f"{rung}: {answer.output or answer.error}" for rung, answer in answers)
+        verdict = Verdict.DRY_RUN if first.success else Verdict.REFUSED
         return HealingResult(
-            issue, DRY + first.name, answer.success, answer.error,
-            verdict=verdict, actions_taken=(first.name,), detail=detail,
-        )  # fmt: skip
+            issue, DRY + name, first.success, first.error, verdict=verdict, actions_taken=(name,), detail=detail
+        )
 
     async def _climb(self, issue: Issue, rungs: tuple[Action, ...]) -> HealingResult:
         """Rung by rung, a further one only after the one below was refused or measured to have no effect."""

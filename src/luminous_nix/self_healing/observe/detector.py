@@ -51,6 +51,10 @@ def severity(value: float, threshold: float, *, unbounded: bool = False) -> Seve
     return Severity.CRITICAL if beyond >= 0.9 else Severity.HIGH if beyond >= 0.5 else Severity.MEDIUM
 
 
+HEALTH: Final = "health"
+_SICK: Final = 50  # a health below this is an issue of its own
+
+
 class _ThresholdTable(dict[str, str | None]):
     """Reading → the threshold that it is held against, None for one that is shown only; filled as names come."""
 
@@ -75,6 +79,9 @@ def find_issues(snapshot: Snapshot, thresholds: Mapping[str, float]) -> list[Iss
         if (issue := judge_unit(unit)) is not None:
             issues.append(issue)
     if len(issues) > 1:
+        if (health := health_score(issues)) < _SICK:
+            issues.append(Issue(IssueType.SYSTEM, Severity.HIGH, f"the host's health is {health} of 100", "system",
+                                float(health), float(_SICK), kind=HEALTH))  # fmt: skip
         issues.sort(key=lambda issue: -issue.severity)
     return issues
 
@@ -102,6 +109,8 @@ def health_score(issues: Iterable[Issue]) -> int:
     """100 less 2, 5, 15, 30 per LOW, MEDIUM, HIGH, CRITICAL issue, one per cause; never below 0."""
     worst: dict[str, Severity] = {}
     for issue in issues:
+        if issue.kind == HEALTH:  # the sum of the others
+            continue
         key = issue.fingerprint()
         worst[key] = max(worst.get(key, Severity.LOW), issue.severity)
     return max(0, 100 - sum(_POINTS[grade] for grade in worst.values()))
