@@ -7,6 +7,7 @@ deadline; what the act itself answered is not a verdict.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -15,11 +16,12 @@ from datetime import datetime
 from typing import Any, Final
 
 from .act.executor import SimpleExecutor
-from .decide.actions import CATALOGUE, Risk, Spec
+from .decide.actions import CATALOGUE, Risk, Spec, specify
 from .decide.limits import Ledger, Limits, check
 from .decide.resolver import SimpleResolver
 from .models import (
     Action,
+    ActionRefused,
     HealingResult,
     Issue,
     IssueType,
@@ -90,6 +92,7 @@ class SimplifiedHealingEngine:
         self._ledger = Ledger()
         self._acting = asyncio.Lock()
         self._stop: asyncio.Event | None = None
+        self._stop_asked = False
         self._open: frozenset[str] = frozenset()
         self._counts = {"detected": 0, "resolved": 0, "failed": 0}
         self._last_check: datetime | None = None
@@ -138,20 +141,22 @@ class SimplifiedHealingEngine:
 
     async def cycles(self, interval: float = 60) -> AsyncIterator[list[HealingResult]]:
         """The same, a list of results per cycle. `self.interval` is read anew before each pause."""
-        if interval <= 0:
+        if not 0 < interval < float("inf"):
             raise ValueError("the interval must be above 0 seconds")
         self.interval = interval
         stop = self._stop = asyncio.Event()
-        while not stop.is_set():
-            yield await self.detect_and_heal()
-            try:
-                async with asyncio.timeout(self.interval):
-                    await stop.wait()
-            except TimeoutError:
-                continue
+        try:
+            while not self._stop_asked:
+                yield await self.detect_and_heal()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self.interval):
+                        await stop.wait()
+        finally:
+            self._stop, self._stop_asked = None, False
 
     def stop(self) -> None:
-        """End `start_monitoring` after the cycle that runs now."""
+        """End `start_monitoring` after the cycle that runs now, or as soon as it begins."""
+        self._stop_asked = True
         if self._stop is not None:
             self._stop.set()
 
@@ -192,11 +197,10 @@ class SimplifiedHealingEngine:
         """Say what would be done; nothing is spent and nothing is touched."""
         answers = [(rung.name, await self.executor.execute(rung, dry_run=True)) for rung in rungs]
         name, first = answers[0]
+        if first.refused:
+            return self._refused(issue, f"{name}: {_with_hint(first.error, first.suggestion)}")
         detail = "\nthen ".join(f"{rung}: {answer.output or answer.error}" for rung, answer in answers)
-        verdict = Verdict.DRY_RUN if first.success else Verdict.REFUSED
-        return HealingResult(
-            issue, DRY + name, first.success, first.error, verdict=verdict, actions_taken=(name,), detail=detail
-        )
+        return HealingResult(issue, DRY + name, True, verdict=Verdict.DRY_RUN, actions_taken=[name], detail=detail)
 
     async def _climb(self, issue: Issue, rungs: tuple[Action, ...]) -> HealingResult:
         """Rung by rung, a further one only after the one below was refused or measured to have no effect."""
@@ -223,8 +227,11 @@ class SimplifiedHealingEngine:
         return self._result(issue, taken, verdict, "\n".join(reasons))
 
     def _denied(self, issue: Issue, rung: Action, *, climbing: bool) -> str:
-        spec = CATALOGUE.get(rung.name)
-        if spec is not None and not spec.auto:
+        try:
+            spec, _ = specify(rung)
+        except ActionRefused as error:
+            return _with_hint(error.message, error.hint)
+        if not spec.auto:
             return (
                 f"it is {spec.risk.value} and asks a person first"
                 if spec.risk is Risk.IRREVERSIBLE
@@ -239,7 +246,7 @@ class SimplifiedHealingEngine:
         answer = await self.executor.execute(rung)
         if answer.refused:
             self._ledger = former
-            return Verdict.REFUSED, f"{answer.error}" + (f" ({answer.suggestion})" if answer.suggestion else "")
+            return Verdict.REFUSED, _with_hint(answer.error, answer.suggestion)
         try:
             if not answer.success:
                 return Verdict.FAILED, f"{answer.error}"
@@ -317,11 +324,15 @@ class SimplifiedHealingEngine:
         good = verdict in {Verdict.HEALED, Verdict.RECOVERED_BY_ITSELF}
         return HealingResult(
             issue, ", ".join(taken) or "none", good, None if good else said,
-            verdict=verdict, actions_taken=tuple(taken), detail=said,
+            verdict=verdict, actions_taken=taken, detail=said,
         )  # fmt: skip
 
     def _tell(self, text: str, *values: object) -> None:
         log.log(logging.INFO if self.verbose else logging.DEBUG, text, *values)
+
+
+def _with_hint(message: str | None, hint: str | None) -> str:
+    return f"{message} ({hint})" if hint else f"{message}"
 
 
 SelfHealingEngine = SimplifiedHealingEngine

@@ -22,7 +22,8 @@ def notify(message: str, environment: Mapping[str, str] | None = None) -> bool:
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         try:
-            sender.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)
+            path = "\0" + address[1:] if address.startswith("@") else address
+            sender.sendto(message.encode("utf-8", "backslashreplace"), path)
         except OSError as error:
             logging.getLogger(__name__).debug("the service manager did not listen: %s", error)
             return False
@@ -35,7 +36,7 @@ def watchdog_seconds(environment: Mapping[str, str] | None = None) -> float | No
     if env.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     text = env.get("WATCHDOG_USEC", "")
-    return int(text) / 1e6 if text.isdigit() and int(text) > 0 else None
+    return int(text) / 1e6 if text.isascii() and text.isdigit() and int(text) > 0 else None
 
 
 def encode(fields: Mapping[str, str]) -> bytes:

@@ -217,6 +217,15 @@ _UNIT_TYPES: Final = frozenset({
 })  # fmt: skip
 
 
+def _severity(value: Any) -> Severity:
+    """`"high"` and `3` are understood, too."""
+    try:
+        return Severity[value.upper()] if isinstance(value, str) else Severity(value)
+    except (KeyError, ValueError):
+        names = ", ".join(grade.name for grade in Severity)
+        raise HealingError(f"{value!r:.80} is no severity", f"one of {names}") from None
+
+
 @dataclass(frozen=True)
 class Issue:
     """Something that is wrong, with its evidence.
@@ -240,6 +249,8 @@ class Issue:
     cause: str = ""
 
     def __post_init__(self) -> None:
+        if type(self.severity) is not Severity:
+            object.__setattr__(self, "severity", _severity(self.severity))
         if type(self.affected_components) is not tuple:
             object.__setattr__(self, "affected_components", tuple(self.affected_components))
         if type(self.type) is not IssueType:
@@ -313,5 +324,5 @@ class HealingResult:
     duration_ms: float = 0.0
     timestamp: datetime = field(default_factory=datetime.now)
     verdict: Verdict = Verdict.FAILED
-    actions_taken: tuple[str, ...] = ()
+    actions_taken: list[str] = field(default_factory=list)
     detail: str = ""

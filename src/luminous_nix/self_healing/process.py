@@ -64,13 +64,23 @@ async def run(argv: Sequence[str], *, timeout: float, stdin: bytes | None = None
             out, err = await _talk(child, stdin)
             code = await child.wait()
     except TimeoutError:
-        raise ActionFailed(f"{argv[0]} was not done after {timeout:.0f} s and was stopped") from None
-    finally:
-        if child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            await child.wait()
+        stopped = "was stopped" if await _end_group(child) else "cannot be stopped by this user"
+        raise ActionFailed(f"{argv[0]} was not done after {timeout:.0f} s and {stopped}") from None
+    except asyncio.CancelledError:
+        await _end_group(child)
+        raise
     return Completed(tuple(argv), code, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
+
+
+async def _end_group(child: asyncio.subprocess.Process) -> bool:
+    """Kill the whole group: what a child started may outlive it and hold its output. False when it stays,
+    as what sudo started as another user does."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(2.0):
+            await child.wait()
+    return child.returncode is not None
 
 
 async def _talk(child: asyncio.subprocess.Process, stdin: bytes | None) -> tuple[bytes, bytes]:

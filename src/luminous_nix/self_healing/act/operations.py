@@ -49,6 +49,11 @@ class World:
 Operation = Callable[[World, Mapping[str, Any]], Awaitable[Plan]]
 
 
+async def observe(_world: World, _arguments: Mapping[str, Any]) -> Plan:
+    """Nothing: where no remedy is known, watching is the right answer."""
+    return Plan(("watched only: nothing is known to help against it safely",), ())
+
+
 # -- units ---------------------------------------------------------------------------------------------------
 
 
@@ -349,7 +354,10 @@ async def rollback_generation(world: World, arguments: Mapping[str, Any]) -> Pla
     }
     if not links:
         raise ActionRefused("this host has no NixOS generations", "rolling back is for NixOS")
-    current = int((profiles / "system").readlink().name.split("-")[1])
+    name = (profiles / "system").readlink().name
+    current = next((number for number, link in links.items() if link.name == name), None)
+    if current is None:
+        raise ActionRefused(f"the system profile leads to {name!r:.80}, which is no generation of it")
     wanted = arguments.get("generation") or max((number for number in links if number < current), default=0)
     if wanted not in links or wanted == current:
         raise ActionRefused(f"there is no generation {wanted or 'before ' + str(current)} to go back to")
@@ -365,7 +373,7 @@ async def rollback_generation(world: World, arguments: Mapping[str, Any]) -> Pla
 OPERATIONS: Final[Mapping[str, Operation]] = {
     operation.__name__: operation
     for operation in (
-        restart_service, reload_service, start_unit, clear_system_cache, adjust_swappiness, set_cpu_governor,
+        observe, restart_service, reload_service, start_unit, clear_system_cache, adjust_swappiness, set_cpu_governor,
         clean_nix_store, vacuum_journal, kill_process, rollback_generation,
     )
 }  # fmt: skip

@@ -124,8 +124,8 @@ async def end_process(step: EndProcess, roots: Roots, *, opener: Callable[[int],
     """
     try:
         handle = opener(step.pid)
-    except ProcessLookupError:
-        raise ActionRefused(f"process {step.pid} is gone already") from None
+    except OSError as error:
+        raise ActionRefused(f"process {step.pid} is gone already, or no process: {error.strerror}") from None
     try:
         stat = read_process(roots, step.pid)
         if stat is None or stat.start_time != step.start_time:

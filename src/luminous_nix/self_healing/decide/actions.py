@@ -95,9 +95,12 @@ class Spec:
 
 _SERVICE: Final = {"service": Argument(valid_unit, required=True)}
 
+OBSERVE: Final = "observe"
+
 CATALOGUE: Final[Mapping[str, Spec]] = MappingProxyType({
     spec.name: spec
     for spec in (
+        Spec(OBSERVE, Category.SYSTEM, Risk.REVERSIBLE, True, 0.0, "none: nothing is known to help safely"),
         Spec("restart_service", Category.SERVICE, Risk.DISRUPTIVE, True, 30.0,
              "the unit is active and stays so", _SERVICE, 120.0),
         Spec("reload_service", Category.SERVICE, Risk.REVERSIBLE, True, 10.0,

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from ..models import UNCLASSIFIED, Action, Issue, IssueType
+from .actions import OBSERVE
 
 # Argument name → where its value comes from: the issue's component, or a key of its evidence (left out when
 # the evidence lacks it).
@@ -44,7 +45,6 @@ LADDERS: Final[Mapping[tuple[IssueType, str, str], tuple[_Rung, ...]]] = Mapping
 _FIRST: Final[Mapping[str, _Rung]] = MappingProxyType({
     "cpu": _GOVERNOR, "memory": _RECLAIM, "disk": _COLLECT, "system": _ROLLBACK,
 })  # fmt: skip
-OBSERVE: Final = "observe"
 
 
 def component_class(issue: Issue) -> str:
@@ -56,7 +56,7 @@ class SimpleResolver:
     """Looks the remedy up. Subclass it and override `get_action` for remedies of your own: what it
     returns is then the only rung."""
 
-    def get_action(self, issue: Issue) -> Mapping[str, Any]:
+    def get_action(self, issue: Issue) -> dict[str, Any]:
         """The first remedy as `{"action": name, "parameters": {...}}`; `observe` where nothing is known to help."""
         if issue.type is IssueType.SERVICE and issue.kind != "one_off":
             return {"action": "restart_service", "parameters": {"service": issue.component}}

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 from ..models import ObservationError, Roots
 
 _BASE_NS: Final = 100_000_000  # the shortest span that a CPU figure is taken over: 0.1 s, ten ticks
+_TOO_LARGE: Final = 1 << 80  # no counter of the kernel reaches this
 _REAL: Final = frozenset({"bcachefs", "btrfs", "virtiofs", "zfs"})  # real, though not on /dev/…
 _IMAGES: Final = frozenset({"cramfs", "erofs", "iso9660", "romfs", "squashfs", "udf"})  # always full, by nature
 _MEMORY: Final = frozenset({"ramfs", "tmpfs"})
@@ -41,8 +42,8 @@ def parse_cpu(data: bytes) -> CpuTimes:
         raise ValueError("no 'cpu' line")
     busy = int(user) + int(nice) + int(system) + int(irq) + int(softirq) + int(steal)
     rest = int(idle) + int(iowait)
-    if busy < 0 or rest < 0:
-        raise ValueError("negative ticks")
+    if busy < 0 or rest < 0 or busy + rest >= _TOO_LARGE:
+        raise ValueError("ticks out of range")
     return busy, busy + rest
 
 
@@ -69,7 +70,7 @@ def parse_memory(data: bytes) -> tuple[float, float | None]:
         raise ValueError("no 'MemTotal' and 'MemAvailable' lines")
     total, available = int(total_kib), int(available_kib)
     swap = _kib(data, b"\nSwapTotal:")
-    if not 0 <= available <= total or not total or swap < 0:
+    if not 0 <= available <= total < _TOO_LARGE or not total or not 0 <= swap < _TOO_LARGE:
         raise ValueError("MemAvailable is not within MemTotal")
     used = 100.0 * (total - available) / total
     if not swap:
@@ -132,7 +133,7 @@ def _unescape(text: str) -> str:
 def parse_mountinfo(text: str) -> list[Mount]:
     """/proc/self/mountinfo → every mount, in the order of mounting. Lines of another shape are passed over."""
     mounts = []
-    for line in text.splitlines():
+    for line in text.split("\n"):
         left, dash, right = line.partition(" - ")
         head, tail = left.split(" "), right.split(" ")
         if dash and len(head) >= 6 and len(tail) >= 2 and ":" in head[2]:
