@@ -112,12 +112,10 @@ def _fail(error: HealingError, problems: list[str], *, as_json: bool) -> int:
 
 def _set_up_logging(*, verbose: bool) -> None:
     root = logging.getLogger("luminous_nix")
-    if connected_to_journal():
-        root.addHandler(JournalHandler())
-    else:
-        handler = logging.StreamHandler()
+    handler: logging.Handler = JournalHandler() if connected_to_journal() else logging.StreamHandler()
+    if not isinstance(handler, JournalHandler):
         handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-        root.addHandler(handler)
+    root.handlers[:] = [handler]
     root.setLevel(logging.INFO if verbose else logging.WARNING)
 
 

@@ -6,6 +6,7 @@ Precedence: defaults < files < environment < flags. Limits can only be tightened
 from __future__ import annotations
 
 import os
+import stat
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -119,7 +120,9 @@ def load(
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigError([f"{path}: not a regular file"])
             data = file.read(_SIZE_LIMIT + 1)
         if len(data) > _SIZE_LIMIT:
             raise ConfigError([f"{path}: larger than 1 MiB"])

@@ -17,6 +17,7 @@ from .journal import notify, watchdog_seconds
 from .models import ConfigError, HealingResult, Verdict
 from .observe.detector import SimpleDetector
 from .permission_handler import NixOSPermissionHandler
+from .report import printable
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,8 @@ class Daemon:
         except ConfigError as error:
             for problem in error.problems:
                 log.warning("the configuration stays as it was: %s", problem)
-            notify(f"STATUS=bad configuration, the old one stays: {error.problems[0]}")
+            first = printable(error.problems[0])
+            notify(f"STATUS=bad configuration, the old one stays: {first}")
             return
         fresh, old = build_engine(settings, self._bus), self.engine
         # The running loop keeps its engine, and with it the record of past acts; its parts are exchanged.

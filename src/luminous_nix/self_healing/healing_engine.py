@@ -11,12 +11,12 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
 from .act.executor import SimpleExecutor
-from .decide.actions import CATALOGUE, Risk, Spec, specify
+from .decide.actions import CATALOGUE, Risk, specify
 from .decide.limits import Ledger, Limits, check
 from .decide.resolver import SimpleResolver
 from .models import (
@@ -25,14 +25,13 @@ from .models import (
     HealingResult,
     Issue,
     IssueType,
-    ObservationError,
     Severity,
     Snapshot,
     Status,
     Verdict,
-    unit_name,
 )
-from .observe.detector import SimpleDetector, health_score, measure
+from .observe.detector import SimpleDetector, health_score
+from .verify import look_at, verify
 
 __all__ = ["Issue", "IssueType", "SelfHealingEngine", "Severity", "SimplifiedHealingEngine"]
 __all__ += ["create_self_healing_engine", "quick_heal"]
@@ -40,7 +39,6 @@ __all__ += ["create_self_healing_engine", "quick_heal"]
 log = logging.getLogger(__name__)
 
 DRY: Final = "[DRY RUN] "
-_SETTLE_S: Final = 0.4  # a unit that is active must stay so, in the same invocation, this long
 _HEALTH_FLOOR: Final = 30  # below this nothing heals by itself
 _BUSY_PRESSURE: Final = 20.0  # % of the last minute in which all tasks waited
 
@@ -48,16 +46,6 @@ _BUSY_PRESSURE: Final = 20.0  # % of the last minute in which all tasks waited
 def boot_clock() -> float:
     """Seconds since boot, suspend included; no wall-clock jump touches it."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """What the reading says now: `status`, in words, and whether waiting longer can change it."""
-
-    status: Status
-    said: str
-    final: bool = False
-    invocation: str = ""
 
 
 class SimplifiedHealingEngine:
@@ -195,12 +183,22 @@ class SimplifiedHealingEngine:
 
     async def _rehearse(self, issue: Issue, rungs: tuple[Action, ...]) -> HealingResult:
         """Say what would be done; nothing is spent and nothing is touched."""
-        answers = [(rung.name, await self.executor.execute(rung, dry_run=True)) for rung in rungs]
-        name, first = answers[0]
+        answers = [(rung, await self.executor.execute(rung, dry_run=True)) for rung in rungs]
+        action, first = answers[0]
         if first.refused:
-            return self._refused(issue, f"{name}: {_with_hint(first.error, first.suggestion)}")
-        detail = "\nthen ".join(f"{rung}: {answer.output or answer.error}" for rung, answer in answers)
-        return HealingResult(issue, DRY + name, True, verdict=Verdict.DRY_RUN, actions_taken=[name], detail=detail)
+            return self._refused(issue, f"{action.name}: {_with_hint(first.error, first.suggestion)}")
+        told = [f"{rung.name}: {answer.output or answer.error}" for rung, answer in answers]
+        told += [
+            f"now refused: {rung.name}: {why}" for rung in rungs if (why := self._denied(issue, rung, climbing=False))
+        ]
+        return HealingResult(
+            issue,
+            DRY + action.name,
+            True,
+            verdict=Verdict.DRY_RUN,
+            actions_taken=[action.name],
+            detail="\n".join(told),
+        )
 
     async def _climb(self, issue: Issue, rungs: tuple[Action, ...]) -> HealingResult:
         """Rung by rung, a further one only after the one below was refused or measured to have no effect."""
@@ -211,7 +209,7 @@ class SimplifiedHealingEngine:
             if denied := self._denied(issue, rung, climbing=bool(taken)):
                 reasons.append(f"{rung.name}: {denied}")
                 continue
-            before = await self._look_at(issue)
+            before = await look_at(self.detector, issue)
             if before.status is not Status.ISSUE:
                 if before.status is Status.OK:
                     return self._result(issue, taken, Verdict.RECOVERED_BY_ITSELF, before.said)
@@ -250,52 +248,10 @@ class SimplifiedHealingEngine:
         try:
             if not answer.success:
                 return Verdict.FAILED, f"{answer.error}"
-            return await self._verify(issue, CATALOGUE[rung.name])
+            deadline = CATALOGUE[rung.name].deadline_s
+            return await verify(self.detector, issue, deadline, clock=self._clock, sleep=self._sleep)
         finally:
             self._ledger = self._ledger.end(issue.component, self._clock(), self.limits)
-
-    async def _verify(self, issue: Issue, spec: Spec) -> tuple[Verdict, str]:
-        """Look until the reading recovered and stays so, or the action's deadline has passed."""
-        deadline = self._clock() + spec.deadline_s
-        settled_from, invocation, pause = 0.0, "", 0.02
-        while True:
-            look, now = await self._look_at(issue), self._clock()
-            if look.status is Status.OK:
-                if not settled_from or look.invocation != invocation:
-                    settled_from, invocation = now, look.invocation
-                if now - settled_from >= (_SETTLE_S if look.invocation else 0.0):
-                    return Verdict.HEALED, look.said
-            else:
-                settled_from = 0.0
-            if look.final:
-                return Verdict.FAILED, look.said
-            if now >= deadline:
-                verdict = Verdict.NO_EFFECT if look.status is Status.ISSUE else Verdict.FAILED
-                return verdict, f"no recovery within {spec.deadline_s:.0f} s: {look.said}"
-            await self._sleep(pause)
-            pause = min(pause * 1.5, 0.1 if issue.type is IssueType.SERVICE else 1.0)
-
-    async def _look_at(self, issue: Issue) -> _Look:
-        try:
-            if issue.type is IssueType.SERVICE:
-                return await self._look_at_unit(unit_name(issue.component))
-        except ObservationError as error:
-            return _Look(Status.UNKNOWN, f"{issue.component} cannot be observed: {error.message}")
-        value = measure(await self.detector.observe(), issue)
-        if value is None:
-            return _Look(Status.UNKNOWN, f"{issue.component} cannot be observed")
-        limit = self.detector.threshold_for(issue)
-        said = f"{issue.component} is at {value:.1f}, the threshold is {limit:g}"
-        return _Look(Status.OK if value < limit else Status.ISSUE, said)
-
-    async def _look_at_unit(self, name: str) -> _Look:
-        unit = await self.detector.units.unit(name)
-        said = f"{name} is {unit.active} ({unit.sub})"
-        done = unit.kind == "oneshot" and unit.active == "inactive" and unit.result == "success"
-        if unit.active in {"active", "reloading"} or done:
-            return _Look(Status.OK, said, invocation=unit.invocation)
-        over = unit.active in {"failed", "inactive"} and not unit.job
-        return _Look(Status.ISSUE, f"{said}: {unit.result}" if over else said, over)
 
     # -- small things ----------------------------------------------------------------------------------------
 

@@ -97,7 +97,8 @@ class NixOSPermissionHandler:
         said: list[str] = []
         problem: HealingError | None = None
         try:
-            for step in (await self.prepare(Action(action, parameters or {}))).steps:
+            request = Action.parse({"action": action, "parameters": parameters})
+            for step in (await self.prepare(request)).steps:
                 said.append(await self._runner.run(step))
         except (ActionRefused, NeedsPrivilege, ActionFailed) as error:
             problem = error

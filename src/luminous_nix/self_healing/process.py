@@ -79,6 +79,7 @@ async def _end_group(child: asyncio.subprocess.Process) -> bool:
         os.killpg(child.pid, signal.SIGKILL)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(2.0):
+            await _talk(child, None)  # to the end of its output, or the pipes stay open
             await child.wait()
     return child.returncode is not None
 
@@ -86,12 +87,17 @@ async def _end_group(child: asyncio.subprocess.Process) -> bool:
 async def _talk(child: asyncio.subprocess.Process, stdin: bytes | None) -> tuple[bytes, bytes]:
     if child.stdout is None or child.stderr is None:
         raise ActionFailed("the program has no output")
-    if stdin is not None and child.stdin is not None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            child.stdin.write(stdin)
-            await child.stdin.drain()
-        child.stdin.close()
-    return await asyncio.gather(_bounded(child.stdout), _bounded(child.stderr))
+    out, err, _ = await asyncio.gather(_bounded(child.stdout), _bounded(child.stderr), _feed(child, stdin))
+    return out, err
+
+
+async def _feed(child: asyncio.subprocess.Process, stdin: bytes | None) -> None:
+    if child.stdin is None:
+        return
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        child.stdin.write(stdin or b"")
+        await child.stdin.drain()
+    child.stdin.close()
 
 
 async def _bounded(stream: asyncio.StreamReader) -> bytes:

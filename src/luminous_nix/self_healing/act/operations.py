@@ -81,8 +81,8 @@ async def _unit(world: World, name: str) -> UnitState:
 
 
 def _startable(unit: UnitState, now_s: float) -> tuple[list[str], list[Step]]:
-    if unit.active == "active":
-        raise ActionRefused(f"{unit.name} is running")
+    if unit.active in {"active", "reloading", "activating", "deactivating"}:
+        raise ActionRefused(f"{unit.name} is {unit.active} ({unit.sub})")
     if unit.stopped_on_purpose:
         raise ActionRefused(
             f"{unit.name} was stopped on purpose", f"systemctl start {unit.name}, if that was an error"

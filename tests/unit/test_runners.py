@@ -1,0 +1,248 @@
+"""act/runners.py on real processes, files and a real bus."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from luminous_nix.self_healing.act.operations import read_process
+from luminous_nix.self_healing.act.runners import ChainRunner, DirectRunner, ManualRunner, end_process
+from luminous_nix.self_healing.act.steps import EndProcess, Plan, RunProgram, Step, UnitJob, WriteFile, typed
+from luminous_nix.self_healing.bus import Bus
+from luminous_nix.self_healing.models import ActionFailed, ActionRefused, NeedsPrivilege, Roots
+from tests.unit.buses import BusDaemon, Systemd
+from tests.unit.host import Clock, Recorder, no_bus
+
+pytestmark = pytest.mark.anyio
+HERE = Roots()
+
+
+@contextlib.contextmanager
+def child(*argv: str) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(argv or ("sleep", "600"), stdout=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def started(pid: int) -> int:
+    stat = read_process(HERE, pid)
+    assert stat is not None
+    return stat.start_time
+
+
+# -- ending a process ----------------------------------------------------------------------------------------
+
+
+async def test_a_process_ends_by_term() -> None:
+    with child() as process:
+        said = await end_process(EndProcess(process.pid, started(process.pid)), HERE)
+        assert said == f"process {process.pid} ended by SIGTERM"
+        assert process.wait(30) == -15
+
+
+async def test_a_process_that_ignores_term_is_killed_after_the_grace() -> None:
+    with child("sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        said = await end_process(EndProcess(process.pid, started(process.pid), grace_s=0.2), HERE)
+        assert said == f"process {process.pid} ended by SIGKILL"
+        assert process.wait(30) == -9
+
+
+@pytest.mark.parametrize("shift", [-1, 1, 10**9])
+async def test_another_start_time_is_another_process(shift: int) -> None:
+    with child() as process:
+        with pytest.raises(ActionRefused, match="is another one by now"):
+            await end_process(EndProcess(process.pid, started(process.pid) + shift), HERE)
+        assert process.poll() is None
+
+
+async def test_a_number_that_changed_hands_while_we_looked_is_not_touched() -> None:
+    """The number is opened first and compared after: here it changes hands just before it is opened."""
+    with child() as meant, child() as innocent:
+        wanted = started(meant.pid)
+
+        def opened_late(pid: int) -> int:
+            assert pid == meant.pid
+            meant.kill()
+            meant.wait()
+            return os.pidfd_open(innocent.pid)
+
+        with pytest.raises(ActionRefused):
+            await end_process(EndProcess(meant.pid, wanted), HERE, opener=opened_late)
+        assert innocent.poll() is None
+
+
+async def test_a_process_that_is_gone_is_refused() -> None:
+    with child("true") as process:
+        process.wait()
+    with pytest.raises(ActionRefused, match="is gone already"):
+        await end_process(EndProcess(process.pid, 1), HERE)
+
+
+async def test_a_thread_is_no_process() -> None:
+    """A thread's number is in /proc too, but pidfd_open(2) refuses it."""
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    number = thread.native_id or 0
+    try:
+        with pytest.raises((ActionRefused, ActionFailed)):
+            await end_process(EndProcess(number, started(number)), HERE)
+    finally:
+        stop.set()
+        thread.join()
+
+
+# -- writing a file ------------------------------------------------------------------------------------------
+
+
+def direct(*, privileged: bool = True) -> DirectRunner:
+    return DirectRunner(no_bus(), HERE, privileged=privileged)
+
+
+async def test_a_file_is_written(tmp_path: Path) -> None:
+    knob = tmp_path / "swappiness"
+    knob.write_text("60", encoding="utf-8")
+    assert await direct().run(WriteFile(knob, "10")) == f"{knob} = 10"
+    assert knob.read_text("utf-8") == "10"
+
+
+async def test_a_missing_knob_does_not_become_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ActionFailed, match="No such file"):
+        await direct().run(WriteFile(tmp_path / "knob", "1"))
+    assert not (tmp_path / "knob").is_file()
+
+
+async def test_a_folder_is_no_knob(tmp_path: Path) -> None:
+    with pytest.raises(ActionFailed, match="Is a directory"):
+        await direct().run(WriteFile(tmp_path, "1"))
+
+
+@pytest.mark.parametrize("partial_ok", [True, False])
+async def test_what_the_kernel_does_in_part(tmp_path: Path, partial_ok: bool) -> None:
+    """A full pipe answers EAGAIN, as memory.reclaim does when it reclaimed less than was asked."""
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 65536)
+    knob = tmp_path / "knob"
+    knob.symlink_to(f"/proc/{os.getpid()}/fd/{writer}")
+    step = WriteFile(knob, "1", partial_ok=partial_ok, timeout_s=0.3)
+    try:
+        # Opening /proc/PID/fd of a pipe makes a new, blocking description: the deadline ends the wait.
+        with pytest.raises(ActionFailed, match=r"took more than|Resource temporarily"):
+            await direct().run(step)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+# -- programs ------------------------------------------------------------------------------------------------
+
+
+async def test_a_program_is_run_and_its_last_words_told() -> None:
+    assert await direct().run(RunProgram(("/bin/sh", "-c", "echo a; echo b"), 30)) == "b"
+    with pytest.raises(ActionFailed, match="sh ended with 3: sorry"):
+        await direct().run(RunProgram(("/bin/sh", "-c", "echo sorry; exit 3"), 30))
+
+
+async def test_an_ordinary_user_runs_only_what_ordinary_users_may() -> None:
+    with pytest.raises(NeedsPrivilege, match="true needs root"):
+        await direct(privileged=False).run(RunProgram(("/bin/true",), 30))
+    assert await direct(privileged=False).run(RunProgram(("/bin/true",), 30, unprivileged=True)) == ""
+
+
+# -- jobs over the bus ---------------------------------------------------------------------------------------
+
+
+async def test_unit_jobs_reach_the_manager(bus_daemon: BusDaemon) -> None:
+    systemd, bus = Systemd(), Bus(bus_daemon.address, clock=Clock())
+    runner = DirectRunner(bus, HERE, privileged=True)
+    async with systemd.on(bus_daemon.address):
+        assert await runner.run(UnitJob("ResetFailedUnit", "a.service")) == "ResetFailedUnit a.service"
+        await runner.run(UnitJob("RestartUnit", "a.service"))
+        await bus.close()
+    assert systemd.jobs == [("ResetFailedUnit", ("a.service",)), ("RestartUnit", ("a.service", "replace"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("org.freedesktop.DBus.Error.AccessDenied", NeedsPrivilege),
+        ("org.freedesktop.DBus.Error.InteractiveAuthorizationRequired", NeedsPrivilege),
+        ("org.freedesktop.systemd1.UnitMasked", ActionFailed),
+    ],
+)
+async def test_a_job_that_is_denied(bus_daemon: BusDaemon, name: str, error: type[Exception]) -> None:
+    systemd, bus = Systemd(), Bus(bus_daemon.address, clock=Clock())
+    systemd.denied = name
+    async with systemd.on(bus_daemon.address):
+        with pytest.raises(error, match=r"RestartUnit of a.service.*not today"):
+            await DirectRunner(bus, HERE, privileged=True).run(UnitJob("RestartUnit", "a.service"))
+        await bus.close()
+
+
+async def test_a_job_without_a_bus_fails() -> None:
+    with pytest.raises(ActionFailed, match="D-Bus is not available"):
+        await direct().run(UnitJob("RestartUnit", "a.service"))
+
+
+# -- chains --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "command"),
+    [
+        pytest.param(UnitJob("RestartUnit", "a.service"), "sudo systemctl restart -- a.service", id="restart"),
+        pytest.param(UnitJob("ResetFailedUnit", "a.service"), "sudo systemctl reset-failed -- a.service", id="reset"),
+        pytest.param(WriteFile(Path("/proc/sys/vm/swappiness"), "10"),
+                     "echo 10 | sudo tee -- /proc/sys/vm/swappiness", id="write"),
+        pytest.param(WriteFile(Path("/a b/$(c)"), "x; y"), "echo 'x; y' | sudo tee -- '/a b/$(c)'", id="quoted"),
+        pytest.param(RunProgram(("/bin/x", "--a", "b c"), 1), "sudo /bin/x --a 'b c'", id="program"),
+        pytest.param(EndProcess(77, 5), "sudo kill -TERM 77", id="process"),
+    ],
+)  # fmt: skip
+async def test_the_last_in_the_chain_says_what_to_type(step: Step, command: str) -> None:
+    assert typed(step) == command
+    with pytest.raises(NeedsPrivilege) as error:
+        await ManualRunner().run(step)
+    assert error.value.hint == command
+    with pytest.raises(NeedsPrivilege, match="not here") as error:
+        await ChainRunner(Recorder(problem=NeedsPrivilege("not here")), ManualRunner()).run(step)
+    assert error.value.hint == command
+
+
+async def test_a_chain_takes_the_first_that_has_the_right() -> None:
+    low, high, never = Recorder(problem=NeedsPrivilege("no")), Recorder(), Recorder()
+    step = EndProcess(77, 5)
+    assert await ChainRunner(low, high, never).run(step) == "done"
+    assert (low.steps, high.steps, never.steps) == ([step], [step], [])
+
+
+@pytest.mark.parametrize("problem", [ActionFailed("broken"), ActionRefused("not the one")])
+async def test_a_chain_does_not_try_again_what_failed_or_was_refused(problem: ActionFailed | ActionRefused) -> None:
+    never = Recorder()
+    with pytest.raises(type(problem)):
+        await ChainRunner(Recorder(problem=problem), never).run(EndProcess(77, 5))
+    assert never.steps == []
+
+
+async def test_an_empty_chain_says_what_to_type() -> None:
+    with pytest.raises(NeedsPrivilege) as error:
+        await ChainRunner().run(EndProcess(77, 5))
+    assert error.value.hint == "sudo kill -TERM 77"
+
+
+def test_a_plan_tells_its_checks_and_its_commands() -> None:
+    said = Plan(("it is down",), (UnitJob("StartUnit", "a.service"),)).describe()
+    assert "it is down" in said
+    assert "would run: sudo systemctl start -- a.service" in said
