@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP = $$([ -x $(BIN)/pip ] && echo $(BIN)/python -m pip || echo $(PYTHON) -m pip --python $(BIN)/python) \
 	--disable-pip-version-check --quiet
 
-.PHONY: run test lint lab bench completions clean
+.PHONY: run test lint completions clean
 
 run: $(VENV)/.run  ## set up, then one healing cycle on this host, in a dry run
 	@$(BIN)/luminous-healing check; echo; $(BIN)/luminous-healing heal; code=$$?; [ $$code -le 1 ]

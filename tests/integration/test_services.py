@@ -50,8 +50,8 @@ def test_a_dry_run_tells_and_touches_nothing(host: Host) -> None:
     kill(host, unit)
     code, out, _ = host.command("heal")
     assert code == 1
-    assert "[DRY RUN] restart_service" in out
-    assert "systemctl restart -- demo.service" in out
+    assert "dry run: restart_service" in out
+    assert "would run: systemctl start -- demo.service" in out
     assert unit_property(host.guest, unit, "ActiveState") == "failed"
 
 
@@ -116,14 +116,14 @@ def test_a_masked_unit_is_left_alone(host: Host) -> None:
 
 def test_a_disabled_unit_is_left_alone(host: Host) -> None:
     text = "[Service]\nExecStart=/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n"
-    host.guest.write("/etc/systemd/system/gone.service", text)
+    host.guest.write("/etc/systemd/system/idle.service", text)
     host.guest.run("systemctl", "daemon-reload")
-    assert host.issues("gone", "--unit", "gone") == []
-    host.guest.run("systemctl", "enable", "gone")
-    (issue,) = host.issues("gone", "--unit", "gone")
+    assert host.issues("idle", "--unit", "idle") == []
+    host.guest.run("systemctl", "enable", "idle")
+    (issue,) = host.issues("idle", "--unit", "idle")
     assert issue["cause"] == "it was never started"
-    host.guest.run("systemctl", "disable", "gone")
-    host.guest.run("rm", "/etc/systemd/system/gone.service")
+    host.guest.run("systemctl", "disable", "idle")
+    host.guest.run("rm", "/etc/systemd/system/idle.service")
     host.guest.run("systemctl", "daemon-reload")
 
 
@@ -144,8 +144,9 @@ def test_a_failed_one_off_command_is_told_and_not_repeated(host: Host) -> None:
 def test_a_watched_unit_that_does_not_exist_is_unknown(host: Host) -> None:
     data = host.data("check", "--unit", "no-such-thing")
     assert data["issues"] == []
-    assert data["sensors"]["services"]["ok"] is False
-    assert data["sensors"]["services"]["error"] == "there is no unit no-such-thing.service"
+    assert data["sensors"]["services"]["ok"] is True
+    assert data["sensors"]["unit:no-such-thing.service"]["error"] == "there is no such unit"
+    assert data["unknown"] == ["unit:no-such-thing.service"]
 
 
 def test_a_protected_unit_is_never_touched(host: Host) -> None:
@@ -166,7 +167,7 @@ def test_without_privilege_the_command_to_type_is_told(host: Host) -> None:
     data = host.data("heal", "--apply", user="tester")
     (result,) = [result for result in data["results"] if result["issue"]["component"] == "demo"]
     assert result["verdict"] == "refused"
-    assert "sudo systemctl restart -- demo.service" in result["error"]
+    assert "sudo systemctl start -- demo.service" in result["error"]
     assert unit_property(host.guest, unit, "ActiveState") == "failed"
 
 
@@ -174,7 +175,7 @@ def test_sudo_is_used_when_it_needs_no_password(host: Host) -> None:
     unit = start(host)
     kill(host, unit)
     host.guest.write(
-        "/etc/sudoers.d/tester", "tester ALL=(root) NOPASSWD: /usr/bin/systemctl restart -- demo.service\n", 0o440
+        "/etc/sudoers.d/tester", "tester ALL=(root) NOPASSWD: /usr/bin/systemctl start -- demo.service\n", 0o440
     )
     try:
         data = host.data("heal", "--apply", user="tester")
@@ -201,3 +202,101 @@ def test_no_bus_at_all_is_unknown_and_no_traceback(host: Host) -> None:
     code, out, _ = host.command("check", "--check", "services", DBUS_SYSTEM_BUS_ADDRESS="unix:path=/nowhere")
     assert code == 3
     assert "nothing could be observed" in out
+
+
+@pytest.mark.parametrize("kind", ["ignores TERM", "still starting", "no main process", "between two restarts"])
+def test_more_ways_to_be_stopped_on_purpose(host: Host, kind: str) -> None:
+    """Where the unit's times do not prove it, PID 1's lines in the journal do."""
+    run = host.guest.run
+    name = "stop-" + kind.replace(" ", "-").lower()
+    if kind == "ignores TERM":
+        unit = start(host, name, "/bin/sh -c 'trap \"\" TERM; while :; do sleep 1; done'", TimeoutStopSec="1")
+        time.sleep(0.3)
+    elif kind == "still starting":
+        unit = service(host.guest, name, "/bin/sleep infinity", None, Type="notify")
+        run("systemctl", "start", "--no-block", unit)
+        wait_for(lambda: unit_property(host.guest, unit, "ActiveState") == "activating", what="activating")
+    elif kind == "no main process":
+        unit = start(host, name, "/bin/sh -c 'sleep infinity & sleep infinity &'", Type="forking", GuessMainPID="no")
+    else:
+        unit = start(host, name, "/bin/sh -c 'exit 3'", Restart="always", RestartSec="20s")
+        wait_for(lambda: unit_property(host.guest, unit, "SubState") == "auto-restart", what="auto-restart")
+    run("systemctl", "stop", unit)
+    assert host.issues(name, "--unit", name) == []
+    host.command("heal", "--apply", "--check", "services", "--unit", name)
+    assert unit_property(host.guest, unit, "ActiveState") in {"inactive", "failed"}
+    run("systemctl", "reset-failed", unit, check=False)
+
+
+def test_a_unit_file_that_is_read_again_does_not_hide_the_stop(host: Host) -> None:
+    unit = start(host, "odd", "/bin/sleep infinity", NoSuchDirective="yes")
+    host.guest.run("systemctl", "stop", unit)
+    for _ in range(4):
+        host.guest.run("systemctl", "daemon-reload")
+        assert host.issues("odd", "--unit", "odd") == []
+
+
+def test_neighbours_are_not_taken_along(host: Host) -> None:
+    """Starting a failed unit stops no rival, starts nothing that was stopped on purpose, restarts no dependant."""
+    run = host.guest.run
+    service(host.guest, "db", "/bin/sleep infinity")
+    service(host.guest, "app", "/bin/sleep infinity", {"Requires": "db.service", "After": "db.service"})
+    service(host.guest, "rival", "/bin/sleep infinity", {"Conflicts": "app.service"})
+    run("systemctl", "start", "app")
+    kill(host, "app.service")
+    run("systemctl", "stop", "db")
+    refused = host.heal("app", "--check", "services")
+    assert refused["verdict"] == "refused"
+    assert "app.service needs db.service, which is inactive" in refused["error"]
+    assert unit_property(host.guest, "db.service", "ActiveState") == "inactive"
+    run("systemctl", "start", "db")
+    run("systemctl", "start", "rival")
+    refused = host.heal("app", "--check", "services")
+    assert "would stop rival.service" in refused["error"]
+    assert unit_property(host.guest, "rival.service", "ActiveState") == "active"
+    for unit in ("rival", "db"):
+        run("systemctl", "stop", unit)
+    run("systemctl", "reset-failed", "app", check=False)
+
+
+def test_a_healthy_dependant_keeps_running(host: Host) -> None:
+    run = host.guest.run
+    service(host.guest, "base", "/bin/sleep infinity")
+    service(host.guest, "user", "/bin/sleep infinity", {"Requires": "base.service"})
+    run("systemctl", "start", "base", "user")
+    before = unit_property(host.guest, "user.service", "InvocationID")
+    kill(host, "base.service")
+    assert host.heal("base", "--check", "services")["verdict"] == "healed"
+    assert unit_property(host.guest, "user.service", "InvocationID") == before
+    run("systemctl", "stop", "user", "base")
+
+
+def test_a_failed_job_of_a_timer_is_told_and_not_repeated(host: Host) -> None:
+    service(host.guest, "backup", "/bin/sh -c 'echo ran >> /var/tmp/backup.log; exit 1'", None, Type="oneshot")
+    host.guest.write("/etc/systemd/system/backup.timer", "[Timer]\nOnCalendar=2035-01-01\n")
+    host.guest.run("systemctl", "daemon-reload")
+    host.guest.run("systemctl", "start", "backup.timer")
+    host.guest.run("systemctl", "start", "backup", check=False)
+    (issue,) = host.issues("backup")
+    assert (issue["kind"], issue["severity"]) == ("job_failed", "low")
+    assert host.heal("backup", "--check", "services")["verdict"] == "refused"
+    assert host.guest.run("cat", "/var/tmp/backup.log").stdout == "ran\n"
+    host.guest.run("systemctl", "stop", "backup.timer")
+    host.guest.run("systemctl", "reset-failed", "backup")
+
+
+def test_nothing_is_started_while_a_generation_is_switched(host: Host) -> None:
+    unit = start(host)
+    kill(host, unit)
+    lock = "/run/nixos/switch-to-configuration.lock"
+    script = f"import fcntl, time; f = open({lock!r}, 'w'); fcntl.flock(f, 2); time.sleep(30)"
+    host.guest.run("mkdir", "/run/nixos")
+    host.guest.run("systemd-run", "--unit=switching", "python3", "-c", script)
+    wait_for(lambda: "FLOCK" in host.guest.run("cat", "/proc/locks").stdout, what="the lock is held")
+    try:
+        refused = host.heal("demo", "--check", "services")
+        assert "a switch of the system's generation is in progress" in refused["error"]
+    finally:
+        host.guest.run("systemctl", "stop", "switching")
+        host.guest.run("rm", "-r", "/run/nixos")
+    assert host.heal("demo", "--check", "services")["verdict"] == "healed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from luminous_nix.self_healing.cli import SHELLS, main
+from luminous_nix.self_healing.cli import SHELLS, _load, build_parser, main
 from tests.unit.host import NO_BUS
 
 SRC = Path(__file__).parents[2] / "src"
@@ -145,6 +146,19 @@ def test_the_shape_of_check(empty: str) -> None:
     assert data["sensors"]["services"]["error"]
 
 
+def test_what_nobody_saw_is_not_healthy(empty: str) -> None:
+    done = cli("check", "--json", "--config", empty, *BLIND)
+    data = json.loads(done.stdout)
+    assert (done.returncode, data["healthy"], data["issues"]) == (3, False, [])
+
+
+def test_units_of_the_command_line_add_to_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('monitored_units = ["nginx"]\n', encoding="utf-8")
+    arguments = build_parser().parse_args(["check", "--config", str(path), "--unit", "a", "--unit", "b"])
+    assert _load(arguments).settings.monitored_units == ("nginx", "a", "b")
+
+
 def test_the_shape_of_heal(empty: str) -> None:
     data = json.loads(cli("heal", "--json", "--config", empty, *TROUBLED).stdout)
     assert data["healthy"] is False
@@ -188,9 +202,24 @@ def on_terminal(*arguments: str, **env: str) -> str:
     return b"".join(parts).decode()
 
 
+def colours(text: str) -> list[int]:
+    """The codes in ECMA-48's SGR sequences that set a colour; there are no other sequences."""
+    assert re.sub(r"\x1b\[[0-9;]*m", "", text).count("\x1b") == 0
+    codes = [int(code or 0) for found in re.findall(r"\x1b\[([0-9;]*)m", text) for code in found.split(";")]
+    return [code for code in codes if 30 <= code <= 49 or 90 <= code <= 107]
+
+
+@pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}], ids=["colours", "no-colours"])
+def test_a_terminal_is_sent_no_line_that_is_wider(empty: str, env: dict[str, str]) -> None:
+    sent = on_terminal("heal", "--config", empty, *TROUBLED, COLUMNS="40", **env)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", sent).splitlines()
+    assert max(map(len, lines)) <= 40
+    assert len(lines) > len(cli("heal", "--config", empty, *TROUBLED).stdout.splitlines())
+
+
 def test_colours_on_a_terminal_unless_unwanted(empty: str) -> None:
-    assert "\x1b[" in on_terminal("check", "--config", empty, *TROUBLED)
-    assert "\x1b" not in on_terminal("check", "--config", empty, *TROUBLED, NO_COLOR="1")
+    assert colours(on_terminal("heal", "--config", empty, *TROUBLED))
+    assert not colours(on_terminal("heal", "--config", empty, *TROUBLED, NO_COLOR="1"))
     assert "\x1b" not in on_terminal("check", "--json", "--config", empty, *TROUBLED)
 
 
@@ -202,6 +231,59 @@ def test_a_reader_that_goes_away_is_no_error(empty: str) -> None:
         os.close(writer)
         _, said = child.communicate(timeout=60)
     assert said == ""
+
+
+UNWRITTEN = "luminous-healing: the report could not be written: "
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)], ids=["lines", "json"])
+@pytest.mark.parametrize("command", ["check", "heal", "config"])
+@pytest.mark.parametrize(("redirect", "why"), [(">/dev/full", "No space left on device"), (">&-", "")])
+def test_a_report_that_cannot_be_written(
+    empty: str, command: str, more: tuple[str, ...], redirect: str, why: str
+) -> None:
+    arguments = ("config", "show") if command == "config" else (command, *CALM)
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirect}', "sh", *COMMAND, *arguments, *more, "--config", empty],
+        env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(UNWRITTEN + why if why else "luminous-healing: ")
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)], ids=["lines", "json"])
+@pytest.mark.parametrize("source", ["file", "environment"])
+def test_apply_does_not_override_a_configured_dry_run(tmp_path: Path, source: str, flags: tuple[str, ...]) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("dry_run = true\n" if source == "file" else "", encoding="utf-8")
+    env = {} if source == "file" else {"LUMINOUS_HEALING_DRY_RUN": "yes"}
+    done = cli("heal", "--apply", *TROUBLED, "--config", str(path), *flags, **env)
+    where = path if source == "file" else "environment LUMINOUS_HEALING_DRY_RUN"
+    said = f"dry_run is set by {where}: --apply does not override it"
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == f"luminous-healing: {said}"
+    if flags:
+        assert json.loads(done.stdout)["error"] == [said]
+    else:
+        assert done.stdout == ""
+    assert cli("heal", *TROUBLED, "--config", str(path), **env).returncode == 1
+
+
+def test_of_dry_run_and_apply_dry_run_wins(empty: str) -> None:
+    done = cli("heal", "--apply", "--dry-run", "--json", "--config", empty, *TROUBLED)
+    assert json.loads(done.stdout)["results"][0]["verdict"] == "dry_run"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("heal", "--appl"), ("heal", "--dry"), ("check", "--thresh", "cpu=5"), ("config", "show", "--js"), ("--vers",),
+     ("check", "--conf", "/x"), ("permissions", "--verb")],
+)  # fmt: skip
+def test_half_a_word_is_no_option(arguments: tuple[str, ...]) -> None:
+    done = cli(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "usage: luminous-healing" in done.stderr
 
 
 def test_a_terminal_without_unicode(empty: str) -> None:

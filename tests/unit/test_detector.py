@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from luminous_nix.self_healing.bus import Bus
 from luminous_nix.self_healing.decide.thresholds import Thresholds
 from luminous_nix.self_healing.models import (
     CHECKS,
@@ -26,6 +27,7 @@ from luminous_nix.self_healing.observe.detector import (
     measure,
     severity,
 )
+from tests.unit.buses import BusDaemon, Systemd
 from tests.unit.host import Clock, FakeHost, no_bus
 
 pytestmark = pytest.mark.anyio
@@ -340,3 +342,27 @@ def test_measure(component: str, kind: str, metrics: dict[str, str], value: floa
 
 def test_measure_has_no_figure_for_a_unit() -> None:
     assert measure(Snapshot({"cpu": 1.0}), Issue(IssueType.SERVICE, Severity.HIGH, "x", "cpu")) is None
+
+
+async def test_a_watched_unit_that_cannot_be_told_is_a_look_of_its_own(host: FakeHost, bus_daemon: BusDaemon) -> None:
+    systemd, bus = Systemd(), Bus(bus_daemon.address, clock=Clock())
+    systemd.put("down.service", "inactive", "dead")
+    systemd.put("fine.service", "active", "running")
+    watch = SimpleDetector(
+        enabled_checks=("services",), roots=host.roots, bus=bus, monitored_units=("ghost", "down", "fine")
+    )
+    async with systemd.on(bus_daemon.address):
+        snapshot = await watch.observe()
+        await bus.close()
+    (services, *single) = snapshot.looks
+    assert services[:2] == ("services", "")
+    assert single == [
+        ("unit:ghost.service", "there is no such unit", 0),
+        ("unit:down.service",
+         "why down.service is not running cannot be told: the journal is not readable", 0),
+    ]  # fmt: skip
+    assert [(sensor.name, sensor.ok) for sensor in snapshot.sensors] == [
+        ("services", True), ("unit:ghost.service", False), ("unit:down.service", False),
+    ]  # fmt: skip
+    assert watch.find(snapshot) == []
+    assert watch.readings(snapshot) == []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+import itertools
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,8 +13,9 @@ from typing import Any
 import pytest
 
 from luminous_nix.self_healing.act.executor import SimpleExecutor
-from luminous_nix.self_healing.act.steps import Step
+from luminous_nix.self_healing.act.steps import Step, UnitJob
 from luminous_nix.self_healing.bus import Bus
+from luminous_nix.self_healing.decide.actions import CATALOGUE
 from luminous_nix.self_healing.decide.limits import Limits
 from luminous_nix.self_healing.decide.resolver import SimpleResolver
 from luminous_nix.self_healing.healing_engine import SimplifiedHealingEngine
@@ -20,19 +24,23 @@ from luminous_nix.self_healing.models import (
     ActionFailed,
     ConfigError,
     ExecutionMode,
+    ExecutionResult,
     HealingError,
     Issue,
     IssueType,
     Severity,
+    UnitState,
     Verdict,
 )
 from luminous_nix.self_healing.observe.detector import SimpleDetector
 from luminous_nix.self_healing.permission_handler import NixOSPermissionHandler
+from luminous_nix.self_healing.verify import verify
 from tests.unit.buses import BusDaemon, Systemd
 from tests.unit.host import Clock, FakeHost, Recorder, no_bus
 
 pytestmark = pytest.mark.anyio
 MIB = 1 << 20
+S = 1_000_000
 
 
 class Scene:
@@ -47,6 +55,7 @@ class Scene:
         checks: tuple[str, ...] = ("memory",),
         bus: Bus | None = None,
         monitored: tuple[str, ...] = (),
+        mode: ExecutionMode = ExecutionMode.SERVICE,
         **engine: Any,
     ) -> None:
         host.service_cache("idle.service", 64 * MIB)
@@ -54,9 +63,7 @@ class Scene:
         self.clock = Clock()
         self.runner = Recorder(effect, problem)
         bus = bus or no_bus()
-        handler = NixOSPermissionHandler(
-            ExecutionMode.SERVICE, bus=bus, roots=host.roots, runner=self.runner, environment={}
-        )
+        handler = NixOSPermissionHandler(mode, bus=bus, roots=host.roots, runner=self.runner, environment={})
         self.detector = SimpleDetector(
             roots=host.roots, bus=bus, enabled_checks=checks, clock_ns=self.clock.ns, monitored_units=monitored
         )
@@ -88,6 +95,7 @@ async def test_healed_when_the_reading_recovers(host: FakeHost) -> None:
     assert (result.verdict, result.success, result.error) == (Verdict.HEALED, True, None)
     assert (result.action_taken, result.actions_taken) == ("clear_system_cache", ["clear_system_cache"])
     assert result.issue.component == "memory"
+    assert scene.clock.now >= 1001.5  # it stayed recovered that long
     assert await scene.engine.detect_and_heal() == []
 
 
@@ -105,6 +113,23 @@ async def test_healed_late_but_within_the_deadline(host: FakeHost) -> None:
         detector=scene.detector, executor=scene.engine.executor, clock=scene.clock, sleep=sleep
     )
     assert (await engine.heal_issue(trouble())).verdict is Verdict.HEALED
+
+
+@pytest.mark.parametrize(("relapse_after", "verdict"), [(1.0, Verdict.NO_EFFECT), (3.0, Verdict.HEALED)])
+async def test_a_level_must_stay_recovered(host: FakeHost, relapse_after: float, verdict: Verdict) -> None:
+    host.memory(97.0)
+    scene = Scene(host, relief(host))
+    until = scene.clock.now + relapse_after
+
+    async def sleep(seconds: float) -> None:
+        await scene.clock.sleep(seconds)
+        if scene.clock.now >= until:
+            host.memory(97.0)
+
+    engine = SimplifiedHealingEngine(
+        detector=scene.detector, executor=scene.engine.executor, clock=scene.clock, sleep=sleep
+    )
+    assert (await engine.heal_issue(trouble())).verdict is verdict
 
 
 async def test_no_effect_when_the_act_went_well_and_the_reading_did_not(host: FakeHost) -> None:
@@ -283,6 +308,9 @@ async def test_a_dry_run_tells_and_spends_nothing(host: FakeHost) -> None:
         assert (result.verdict, result.success) == (Verdict.DRY_RUN, True)
         assert result.action_taken == "[DRY RUN] clear_system_cache"
         assert "memory.reclaim" in result.detail
+        # SERVICE mode without the helper could not act:
+        assert "would be refused: SERVICE mode needs the helper" in result.detail
+        assert not result.would_act
     assert scene.runner.steps == []
     assert scene.engine.get_metrics()["issues_resolved"] == 0
     scene.engine.dry_run = False
@@ -295,7 +323,29 @@ async def test_a_dry_run_tells_a_precheck_that_would_refuse(host: FakeHost) -> N
     host.service_cache("idle.service", 0)
     result = await scene.engine.heal_issue(trouble())
     assert result.success
+    assert not result.would_act
     assert "would be refused: no background service" in result.detail
+
+
+async def test_a_dry_run_tells_whether_it_would_act(host: FakeHost) -> None:
+    host.memory(97.0)
+    scene = Scene(host, relief(host), dry_run=True, mode=ExecutionMode.DEVELOPMENT)
+    result = await scene.engine.heal_issue(trouble())
+    assert (result.verdict, result.would_act) == (Verdict.DRY_RUN, True)
+    assert "refused" not in result.detail
+    low = await scene.engine.heal_issue(trouble(severity=Severity.LOW))
+    assert (low.verdict, low.would_act) == (Verdict.DRY_RUN, False)
+    assert "clear_system_cache: now refused: watched only: its severity is LOW" in low.detail.splitlines()
+    scene.engine.healing_enabled = False
+    off = await scene.engine.heal_issue(trouble())
+    assert (off.verdict, off.would_act) == (Verdict.DRY_RUN, False)
+    assert "now refused: healing is switched off" in off.detail
+    scene.engine.healing_enabled, scene.engine.dry_run = True, False
+    assert (await scene.engine.heal_issue(trouble())).verdict is Verdict.HEALED
+    scene.engine.dry_run = True
+    cooling = await scene.engine.heal_issue(trouble())
+    assert (cooling.verdict, cooling.would_act) == (Verdict.DRY_RUN, False)
+    assert "clear_system_cache: now refused: cooldown" in cooling.detail
 
 
 # -- resolvers of one's own ----------------------------------------------------------------------------------
@@ -390,19 +440,123 @@ async def test_the_ladder_ends_at_an_act_that_failed(host: FakeHost) -> None:
     assert (result.verdict, len(scene.runner.steps)) == (Verdict.FAILED, 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("healing_enabled", False, "adjust_swappiness: healing is switched off (healing_enabled)"),
+        ("dry_run", True, "adjust_swappiness: a dry run was asked for meanwhile"),
+        ("limits", Limits(heals_per_hour=1), "adjust_swappiness: hourly limit"),
+    ],
+)
+async def test_the_gates_are_looked_at_before_each_rung(host: FakeHost, name: str, value: Any, said: str) -> None:
+    host.memory(97.0)
+    host.write(host.roots.proc / "sys/vm/swappiness", "60")
+
+    def change(_: Step) -> None:
+        setattr(scene.engine, name, value)
+
+    scene = Scene(host, change, resolver=TwoRungs())
+    result = await scene.engine.heal_issue(trouble())
+    assert (result.verdict, result.actions_taken) == (Verdict.NO_EFFECT, ["clear_system_cache"])
+    assert len(scene.runner.steps) == 1
+    assert said in str(result.error)
+
+
+# -- errors of this program -----------------------------------------------------------------------------------
+
+
+class Broken(SimpleExecutor):
+    async def execute(self, action: Any, dry_run: bool = False) -> ExecutionResult:
+        del action, dry_run
+        raise ValueError("a bug")
+
+
+async def test_an_error_of_this_program_is_a_failed_result_and_costs_the_budget(host: FakeHost) -> None:
+    host.memory(97.0)
+    scene = Scene(host, limits=Limits(heals_per_hour=2))
+    scene.engine.executor = Broken(scene.engine.executor.handler)
+    result = await scene.engine.heal_issue(trouble())
+    assert (result.verdict, result.success) == (Verdict.FAILED, False)
+    assert "an error of this program: ValueError('a bug')" in str(result.error)
+    assert scene.engine.get_metrics()["issues_failed"] == 1
+    assert "cooldown: " in str((await scene.engine.heal_issue(trouble())).error)
+    scene.clock.now += 301
+    assert (await scene.engine.heal_issue(trouble())).verdict is Verdict.FAILED
+    scene.clock.now += 301
+    assert "hourly limit: 2 heals" in str((await scene.engine.heal_issue(trouble())).error)
+
+
+async def test_an_error_while_measuring_costs_the_budget_too(host: FakeHost) -> None:
+    host.memory(97.0)
+    scene = Scene(host)
+
+    async def sleep(seconds: float) -> None:
+        raise OSError(f"no sleep of {seconds}")
+
+    engine = SimplifiedHealingEngine(
+        detector=scene.detector, executor=scene.engine.executor, clock=scene.clock, sleep=sleep
+    )
+    assert (await engine.heal_issue(trouble())).verdict is Verdict.FAILED
+    assert "cooldown" in str((await engine.heal_issue(trouble())).error)
+
+
+# -- what the cooldown holds for ------------------------------------------------------------------------------
+
+
+async def test_a_unit_cools_down_whatever_the_issue_is_called(host: FakeHost, bus_daemon: BusDaemon) -> None:
+    async with failed_unit(host, bus_daemon, None) as scene:
+        first = await scene.engine.heal_issue(trouble("nginx", IssueType.SERVICE))
+        assert first.verdict is Verdict.FAILED
+        for name, kind in (("nginx.service", ""), ("nginx", "unit_inactive")):
+            again = await scene.engine.heal_issue(trouble(name, IssueType.SERVICE, kind=kind))
+            assert again.verdict is Verdict.REFUSED
+            assert "cooldown" in str(again.error)
+        other = await scene.engine.heal_issue(trouble("other", IssueType.SERVICE))
+        assert "cooldown" not in str(other.error)
+        assert len(scene.runner.steps) == 1
+
+
+async def test_a_filesystem_cools_down_whatever_the_issue_is_called(host: FakeHost) -> None:
+    places = [host.root / "one", host.root / "two"]
+    for place in places:
+        place.mkdir()
+    host.mounts(f"{9 + n} 1 8:{3 + n} / {place} rw - ext4 /dev/sd{n} rw" for n, place in enumerate(places))
+    scene = Scene(
+        host, checks=("disk",), resolver=Answering({"action": "adjust_swappiness", "parameters": {"value": 9}})
+    )
+    scene.engine.executor = Broken(scene.engine.executor.handler)
+    one, two = ({"mount": str(place)} for place in places)
+    low: dict[str, Any] = {"threshold": 0.0001, "kind": "bytes"}
+    said = [
+        str((await scene.engine.heal_issue(trouble(name, metrics=mount, **low))).error)
+        for name, mount in (("disk", one), (f"disk:{places[0]}", one), ("disk", two), (f"disk:{places[1]}", two))
+    ]
+    assert ["cooldown" in text for text in said] == [False, True, False, True]
+    assert ["a bug" in text for text in said] == [True, False, True, False]
+
+
 # -- units, by a peer on a real bus that answers as systemd -----------------------------------------------------
 
 
 @asynccontextmanager
 async def failed_unit(
-    host: FakeHost, daemon: BusDaemon, after: tuple[str, str] | None, **unit: Any
+    host: FakeHost,
+    daemon: BusDaemon,
+    after: tuple[str, str] | None,
+    *,
+    job: int = 0,
+    clear: bool = True,
+    **unit: Any,
 ) -> AsyncIterator[Scene]:
     systemd, bus = Systemd(), Bus(daemon.address, clock=Clock())
-    systemd.put("nginx.service", "failed", "failed", typed={"Result": ("s", "exit-code")}, **unit)
+    # Its main process went first, so nobody stopped it.
+    times = {"InactiveExitTimestampMonotonic": ("t", 1 * S), "ActiveExitTimestampMonotonic": ("t", 5 * S)}
+    typed = {"Result": ("s", "exit-code")} | ({"ExecMainExitTimestampMonotonic": ("t", 4 * S)} if clear else {})
+    systemd.put("nginx.service", "failed", "failed", typed=typed, **times, **unit)
 
     def act(_: Step) -> None:
         if after is not None:
-            systemd.put("nginx.service", *after, InvocationID=("ay", b"\x02" * 16))
+            systemd.put("nginx.service", *after, InvocationID=("ay", b"\x02" * 16), Job=("(uo)", (job, "/j")))
 
     async with systemd.on(daemon.address):
         yield Scene(host, act, checks=("services",), bus=bus, monitored=("nginx",))
@@ -427,6 +581,49 @@ async def test_a_unit_that_does_not_come_back(
     async with failed_unit(host, bus_daemon, after) as scene:
         (result,) = await scene.engine.detect_and_heal()
         assert (result.verdict, result.success) == (verdict, False)
+        assert scene.runner.steps == [UnitJob("StartUnit", "nginx.service")]
+
+
+@pytest.mark.parametrize(("job", "within"), [(0, CATALOGUE["restart_service"].deadline_s),
+                                             (7, CATALOGUE["restart_service"].timeout_s)])  # fmt: skip
+async def test_a_unit_that_is_still_starting_has_until_the_timeout(
+    host: FakeHost, bus_daemon: BusDaemon, job: int, within: float
+) -> None:
+    assert CATALOGUE["restart_service"].deadline_s < CATALOGUE["restart_service"].timeout_s
+    async with failed_unit(host, bus_daemon, ("activating", "start"), job=job) as scene:
+        (result,) = await scene.engine.detect_and_heal()
+        assert result.verdict is Verdict.NO_EFFECT
+        assert f"no recovery within {within:.0f} s: nginx.service is activating (start)" in str(result.error)
+        assert scene.clock.now == pytest.approx(1000 + within, abs=0.5)
+
+
+async def test_a_failed_unit_of_which_nobody_knows_who_ended_it_is_only_watched(
+    host: FakeHost, bus_daemon: BusDaemon
+) -> None:
+    async with failed_unit(host, bus_daemon, ("active", "running"), clear=False) as scene:
+        (result,) = await scene.engine.detect_and_heal()
+        assert (result.issue.kind, result.issue.severity) == ("unclear", Severity.LOW)
+        assert (result.verdict, scene.runner.steps) == (Verdict.REFUSED, [])
+        assert "watched only" in str(result.error)
+
+
+async def test_a_unit_that_comes_back_anew_at_every_look_is_not_healed() -> None:
+    """Active at each look, and never twice in the same invocation: it restarts all the time."""
+    clock, looks = Clock(), itertools.count()
+    spec = CATALOGUE["restart_service"]
+
+    class Flapping:
+        async def unit(self, name: str) -> UnitState:
+            return UnitState(name, active="active", sub="running", invocation=str(next(looks)))
+
+    async def sleep(seconds: float) -> None:
+        await clock.sleep(seconds)
+        assert clock.now < 1000 + 2 * spec.timeout_s, "it is looked at without end"
+
+    detector = SimpleDetector(enabled_checks=("services",), bus=no_bus())
+    detector.units = Flapping()  # type: ignore[assignment]
+    verdict, _ = await verify(detector, trouble("nginx", IssueType.SERVICE), spec, clock=clock, sleep=sleep)
+    assert verdict is Verdict.NO_EFFECT
 
 
 async def test_a_unit_that_is_masked_meanwhile_is_left_alone(host: FakeHost, bus_daemon: BusDaemon) -> None:
@@ -490,8 +687,36 @@ async def test_the_loop_ends_when_told(host: FakeHost) -> None:
     assert cycles == 3
 
 
-@pytest.mark.parametrize("interval", [0, -1, float("nan")])
-async def test_an_interval_is_a_time(host: FakeHost, interval: float) -> None:
+@pytest.mark.parametrize("interval", [0, -1, float("nan"), float("inf"), True, "60", None])
+async def test_an_interval_is_a_time(host: FakeHost, interval: Any) -> None:
+    """Told at the call, not only when it is awaited."""
     scene = Scene(host)
-    with pytest.raises(ValueError):
-        await anext(scene.engine.cycles(interval))
+    with pytest.raises(ValueError, match="a number of seconds above 0"):
+        scene.engine.cycles(interval)
+    with pytest.raises(ValueError, match="a number of seconds above 0"):
+        _ = scene.engine.start_monitoring(interval)
+
+
+async def test_stop_ends_every_monitor_that_was_called_for_and_none_that_comes_later(host: FakeHost) -> None:
+    scene = Scene(host)
+    assert not inspect.iscoroutinefunction(scene.engine.start_monitoring)
+    scene.engine.stop()  # nothing runs: it is for nobody
+    early = scene.engine.start_monitoring(0.001)
+    assert inspect.iscoroutine(early)
+    scene.engine.stop()
+    await asyncio.wait_for(early, 10)
+    assert scene.engine.get_metrics()["last_check"] is None  # not one cycle
+
+    running = [asyncio.create_task(scene.engine.start_monitoring(3600)) for _ in range(2)]
+    await asyncio.sleep(0.05)
+    assert scene.engine.get_metrics()["last_check"] is not None
+    assert not any(task.done() for task in running)
+    scene.engine.stop()
+    await asyncio.wait_for(asyncio.gather(*running), 10)
+
+    cycles = 0
+    async for _ in scene.engine.cycles(0.001):  # a later one runs
+        cycles += 1
+        if cycles == 2:
+            scene.engine.stop()
+    assert cycles == 2

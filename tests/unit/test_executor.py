@@ -12,16 +12,15 @@ from luminous_nix.self_healing.act.runners import SudoRunner
 from luminous_nix.self_healing.act.steps import RunProgram, WriteFile
 from luminous_nix.self_healing.models import Action, ActionFailed, ExecutionMode, NeedsPrivilege
 from luminous_nix.self_healing.permission_handler import NixOSPermissionHandler
+from luminous_nix.self_healing.process import find
 from tests.unit.host import FakeHost, Recorder, no_bus
 
 pytestmark = pytest.mark.anyio
 
 
-def executor(host: FakeHost, runner: Recorder) -> SimpleExecutor:
+def executor(host: FakeHost, runner: Recorder, mode: ExecutionMode = ExecutionMode.SERVICE) -> SimpleExecutor:
     host.write(host.roots.proc / "sys/vm/swappiness", "60")
-    return SimpleExecutor(
-        NixOSPermissionHandler(ExecutionMode.SERVICE, bus=no_bus(), roots=host.roots, runner=runner, environment={})
-    )
+    return SimpleExecutor(NixOSPermissionHandler(mode, bus=no_bus(), roots=host.roots, runner=runner, environment={}))
 
 
 GOOD = {"action": "adjust_swappiness", "parameters": {"value": 10}}
@@ -35,17 +34,32 @@ async def test_an_action_in_either_shape(host: FakeHost, action: Any) -> None:
     assert answer.duration_ms >= 0
 
 
-async def test_a_dry_run_says_what_would_be_typed_and_does_nothing(host: FakeHost) -> None:
+@pytest.mark.parametrize(("uid", "tee"), [(0, "tee"), (1000, "sudo tee")])
+async def test_a_dry_run_says_what_would_be_typed_and_does_nothing(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, uid: int, tee: str
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: uid)
+    runner = Recorder()
+    answer = await executor(host, runner, ExecutionMode.DEVELOPMENT).execute(GOOD, dry_run=True)
+    assert (answer.success, answer.refused, answer.mode, runner.steps) == (True, False, "dev", [])
+    assert f"would run: echo 10 | {tee} -- {host.roots.proc}/sys/vm/swappiness" in answer.output.splitlines()
+    assert "would be refused" not in answer.output
+
+
+async def test_a_dry_run_tells_that_the_helper_is_missing(host: FakeHost) -> None:
     runner = Recorder()
     answer = await executor(host, runner).execute(GOOD, dry_run=True)
-    assert (answer.success, runner.steps) == (True, [])
-    assert f"would run: echo 10 | sudo tee -- {host.roots.proc}/sys/vm/swappiness" in answer.output
+    assert (answer.success, answer.refused, runner.steps) == (True, True, [])
+    *_, run, refused = answer.output.splitlines()
+    assert run.startswith("would run: echo 10 | ")
+    assert refused.startswith("would be refused: SERVICE mode needs the helper, and there is none on this host")
 
 
-async def test_a_dry_run_tells_a_precheck_that_would_refuse(host: FakeHost) -> None:
-    answer = await executor(host, Recorder()).execute({"action": "rollback_generation"}, dry_run=True)
-    assert answer.success
-    assert "would be refused: this host has no NixOS generations" in answer.output
+@pytest.mark.parametrize("mode", ExecutionMode)
+async def test_a_dry_run_tells_a_precheck_that_would_refuse(host: FakeHost, mode: ExecutionMode) -> None:
+    answer = await executor(host, Recorder(), mode).execute({"action": "rollback_generation"}, dry_run=True)
+    assert (answer.success, answer.refused) == (True, True)
+    assert answer.output == "would be refused: this host has no NixOS generations (rolling back is for NixOS)"
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
@@ -73,11 +87,20 @@ def sudo(folder: Path, script: str) -> SudoRunner:
     return SudoRunner(str(path))
 
 
-FORWARD = '[ "$1 $2" = "-n --" ] || exit 99; shift 2; exec "$@"'
+# Each line of its log is what it was asked for: `-n -l -- COMMAND` only asks, `-n -- COMMAND` runs it.
+LOG = 'printf "%s\\n" "$*" >>"$(dirname "$0")/log"; '
+ASKED = 'if [ "$1 $2 $3" = "-n -l --" ]; then exit 0; fi; '
+FORWARD = LOG + ASKED + '[ "$1 $2" = "-n --" ] || exit 99; shift 2; exec "$@"'
+
+
+def log(folder: Path) -> list[str]:
+    return (folder / "log").read_text("utf-8").splitlines()
 
 
 async def test_sudo_runs_the_same_fixed_arguments(tmp_path: Path) -> None:
     assert await sudo(tmp_path, FORWARD).run(RunProgram(("printf", "%s", "a b;$(id)"), 30)) == "a b;$(id)"
+    command = f"{find('printf')} %s a b;$(id)"
+    assert log(tmp_path) == [f"-n -l -- {command}", f"-n -- {command}"]
 
 
 async def test_sudo_writes_a_file_by_tee(tmp_path: Path) -> None:
@@ -85,15 +108,23 @@ async def test_sudo_writes_a_file_by_tee(tmp_path: Path) -> None:
     knob.touch()
     await sudo(tmp_path, FORWARD).run(WriteFile(knob, "10"))
     assert knob.read_bytes() == b"10"
+    command = f"{find('tee')} -- {knob}"
+    assert log(tmp_path) == [f"-n -l -- {command}", f"-n -- {command}"]
 
 
 @pytest.mark.parametrize(
-    ("script", "error", "said"),
+    ("script", "error", "said", "calls"),
     [
-        ("echo 'sudo: a password is required' >&2; exit 1", NeedsPrivilege, "sudo: a password is required"),
-        ("echo broken >&2; exit 4", ActionFailed, "true ended with 4: broken"),
+        pytest.param("echo 'sudo: a password is required' >&2; exit 1", NeedsPrivilege,
+                     "^sudo: a password is required$", 1, id="password"),
+        pytest.param("exit 1", NeedsPrivilege, "^sudo: not allowed$", 1, id="without-a-word"),
+        pytest.param(ASKED + "echo broken >&2; exit 4", ActionFailed, "^true ended with 4: broken$", 2, id="broken"),
+        pytest.param(ASKED + "echo 'sudo: no' >&2; exit 1", ActionFailed, "^true ended with 1: sudo: no$", 2,
+                     id="the-programs-own-words"),
     ],
-)
-async def test_sudo_that_does_not(tmp_path: Path, script: str, error: type[Exception], said: str) -> None:
+)  # fmt: skip
+async def test_sudo_that_does_not(tmp_path: Path, script: str, error: type[Exception], said: str, calls: int) -> None:
     with pytest.raises(error, match=said):
-        await sudo(tmp_path, script).run(RunProgram(("true",), 30))
+        await sudo(tmp_path, LOG + script).run(RunProgram(("true",), 30))
+    assert len(log(tmp_path)) == calls
+    assert log(tmp_path)[0] == f"-n -l -- {find('true')}"

@@ -1,4 +1,4 @@
-"""judge_unit on the cases of tests/cases/units: one file, one situation that systemd reports."""
+"""judge_unit on the cases of cases/units: one file, one situation that systemd reports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from luminous_nix.self_healing.models import IssueType, UnitState
 from luminous_nix.self_healing.observe.detector import judge_unit
 
-CASES = sorted((Path(__file__).parents[1] / "cases/units").glob("*.json"))
+HERE = Path(__file__).parent
+CASES = sorted((HERE.parent / "cases/units").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
@@ -29,4 +30,5 @@ def test_unit(path: Path) -> None:
 
 
 def test_there_are_cases() -> None:
-    assert len(CASES) > 20
+    assert len(CASES) > 40
+    assert len({path.stem for path in CASES}) == len(CASES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -54,7 +55,7 @@ FAILED = {"Result": ("s", "exit-code"), "ExecMainCode": ("i", 1), "ExecMainStatu
 
 @pytest.mark.parametrize(
     ("action", "argument", "method"),
-    [("restart_service", "service", "RestartUnit"), ("start_unit", "unit", "StartUnit")],
+    [("restart_service", "service", "StartUnit"), ("start_unit", "unit", "StartUnit")],
 )
 async def test_a_failed_unit_is_started(
     host: FakeHost, bus_daemon: BusDaemon, action: str, argument: str, method: str
@@ -66,6 +67,22 @@ async def test_a_failed_unit_is_started(
     assert found.steps == (UnitJob(method, "nginx.service"),)
 
 
+# Times that prove that its main process went first.
+BY_ITSELF: dict[str, Any] = {
+    "InactiveExitTimestampMonotonic": ("t", 1 * S), "ActiveExitTimestampMonotonic": ("t", 5 * S),
+    "typed": {"ExecMainExitTimestampMonotonic": ("t", 4 * S)},
+}  # fmt: skip
+STOPPED: dict[str, Any] = BY_ITSELF | {"typed": {"ExecMainExitTimestampMonotonic": ("t", 6 * S)}}
+
+
+def prevented(code: int, status: int, statuses: list[int], signals: list[int]) -> dict[str, tuple[str, Any]]:
+    """How the main process ended, and what RestartPreventExitStatus= lists."""
+    return {
+        "ExecMainCode": ("i", code), "ExecMainStatus": ("i", status), "Result": ("s", "exit-code"),
+        "RestartPreventExitStatus": ("(aiai)", (statuses, signals)),
+    }  # fmt: skip
+
+
 UNITS: list[tuple[str, dict[str, Any], str]] = [
     ("running", {"active": "active", "sub": "running"}, r"is active \(running\)"),
     ("masked", {"LoadState": ("s", "masked")}, "it is masked"),
@@ -74,12 +91,15 @@ UNITS: list[tuple[str, dict[str, Any], str]] = [
     ("auto-restart", {"active": "activating", "sub": "auto-restart"}, "restarted by systemd itself"),
     ("refuses-by-hand", {"RefuseManualStart": ("b", True)}, "refuses to be started"),
     ("one-off", {"Transient": ("b", True)}, "one-off"),
-    ("disabled", {"active": "inactive", "UnitFileState": ("s", "disabled")}, "is disabled"),
+    ("disabled", {"active": "inactive", "UnitFileState": ("s", "disabled"), **BY_ITSELF}, "is disabled"),
+    ("inactive-nobody-knows-why", {"active": "inactive"}, "cannot be told: the journal is not readable"),
     ("an-alias-of-a-protected-one", {"Id": ("s", "sshd.service")}, "which is in the protected set"),
-    ("stopped-on-purpose", {
-        "active": "inactive", "InactiveExitTimestampMonotonic": ("t", 1 * S),
-        "ActiveExitTimestampMonotonic": ("t", 5 * S), "typed": {"ExecMainExitTimestampMonotonic": ("t", 6 * S)},
-    }, "stopped on purpose"),
+    ("with-a-protected-alias", {"Names": ("as", ["nginx.service", "sshd.service"])},
+     "nginx.service is sshd.service, which is in the protected set"),
+    ("prevented-by-its-status", {"typed": prevented(1, 78, [77, 78], [])}, "must not be answered by a restart"),
+    ("prevented-by-its-signal", {"typed": prevented(2, 15, [], [15])}, "must not be answered by a restart"),
+    ("prevented-by-its-signal-with-a-core", {"typed": prevented(3, 6, [], [6])}, "must not be answered by a restart"),
+    ("stopped-on-purpose", {"active": "inactive", **STOPPED}, "stopped on purpose"),
 ]  # fmt: skip
 
 
@@ -93,6 +113,109 @@ async def test_a_unit_that_is_left_alone(
     async with managed(host, bus_daemon, systemd) as at:
         with pytest.raises(ActionRefused, match=said):
             await plan(at, "restart_service", service="nginx.service")
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [prevented(1, 1, [78], []), prevented(1, 15, [], [15]), prevented(2, 9, [9], [15]), prevented(2, 15, [15], [])],
+    ids=["another-status", "status-like-a-signal", "another-signal", "signal-like-a-status"],
+)
+async def test_an_end_that_prevents_no_restart(
+    host: FakeHost, bus_daemon: BusDaemon, typed: dict[str, tuple[str, Any]]
+) -> None:
+    systemd = Systemd()
+    systemd.put("nginx.service", "failed", "failed", typed=typed)
+    async with managed(host, bus_daemon, systemd) as at:
+        found = await plan(at, "restart_service", service="nginx.service")
+    assert found.steps == (UnitJob("StartUnit", "nginx.service"),)
+
+
+UP, DOWN = {"active": "active", "sub": "running"}, {"active": "inactive", "sub": "dead"}
+BROKEN = {"active": "failed", "sub": "failed"}
+RUNS = r"starting nginx\.service would stop {other}, which runs \(Conflicts=\)"
+NEEDS = r"nginx\.service needs {other}, which is {state}"
+RELATIONS: list[tuple[str, str, str, dict[str, Any] | None, str]] = [
+    ("conflicts-runs", "Conflicts", "other.service", UP, RUNS),
+    ("conflicted-by-runs", "ConflictedBy", "other.service", UP, RUNS),
+    ("conflicts-comes-up", "Conflicts", "other.service", UP | {"active": "activating"}, RUNS),
+    ("conflicts-reloads", "ConflictedBy", "other.service", UP | {"active": "reloading"}, RUNS),
+    ("conflicts-socket-listens", "Conflicts", "other.socket", UP, RUNS),
+    ("conflicts-is-down", "Conflicts", "other.service", DOWN, ""),
+    ("conflicts-failed", "ConflictedBy", "other.service", BROKEN, ""),
+    ("conflicts-is-not-there", "Conflicts", "other.service", None, ""),
+    ("conflicts-is-a-target", "Conflicts", "shutdown.target", UP, ""),
+    ("requires-runs", "Requires", "other.service", UP, ""),
+    ("requires-failed", "Requires", "other.service", BROKEN, NEEDS),
+    ("binds-to-failed", "BindsTo", "other.service", BROKEN, NEEDS),
+    ("requisite-failed", "Requisite", "other.service", BROKEN, NEEDS),
+    ("requires-a-mount-that-failed", "Requires", "srv-data.mount", BROKEN, NEEDS),
+    ("requires-ended-by-itself", "Requires", "other.service", DOWN | BY_ITSELF, ""),
+    ("requires-was-stopped", "Requires", "other.service", DOWN | STOPPED, NEEDS),
+    ("requires-is-masked", "BindsTo", "other.service", DOWN | BY_ITSELF | {"LoadState": ("s", "masked")}, NEEDS),
+    ("requires-is-not-there", "Requires", "other.service", None, NEEDS),
+    ("requires-is-protected", "Requires", "sshd.service", DOWN | BY_ITSELF, NEEDS),
+    ("requires-nobody-knows-why", "Requires", "other.service", DOWN, r"what nginx\.service depends on cannot be"),
+    ("requires-a-target-that-is-down", "Requires", "other.target", DOWN, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("action", "argument"), [("restart_service", "service"), ("start_unit", "unit")])
+@pytest.mark.parametrize(("name", "kind", "other", "state", "said"), RELATIONS, ids=[case[0] for case in RELATIONS])
+async def test_a_start_goes_against_no_other_unit(
+    host: FakeHost, bus_daemon: BusDaemon, action: str, argument: str, name: str, kind: str, other: str,
+    state: dict[str, Any] | None, said: str,
+) -> None:  # fmt: skip
+    del name
+    systemd = Systemd()
+    related: dict[str, Any] = {kind: ("as", [other])}
+    systemd.put("nginx.service", "failed", "failed", **related)
+    if state is not None:
+        systemd.put(other, **state)
+    async with managed(host, bus_daemon, systemd) as at:
+        if said:
+            active = (state or DOWN)["active"]
+            with pytest.raises(ActionRefused, match=said.format(other=re.escape(other), state=active)):
+                await plan(at, action, **{argument: "nginx.service"})
+        else:
+            found = await plan(at, action, **{argument: "nginx.service"})
+            assert found.steps == (UnitJob("StartUnit", "nginx.service"),)
+    assert systemd.jobs == []
+
+
+def lock(host: FakeHost, *, held: bool) -> None:
+    """The lock of switch-to-configuration, as /proc/locks shows it."""
+    file = host.write(host.roots.run / "nixos/switch-to-configuration.lock", "")
+    inode = file.stat().st_ino if held else 1
+    host.write(host.roots.proc / "locks", f"1: FLOCK  ADVISORY  WRITE 77 08:01:{inode} 0 EOF\n")
+
+
+UNIT_ACTIONS = [("restart_service", "service"), ("start_unit", "unit"), ("reload_service", "service")]
+
+
+@pytest.mark.parametrize(("action", "argument"), UNIT_ACTIONS)
+@pytest.mark.parametrize("held", [True, False])
+async def test_no_unit_is_touched_during_a_switch(
+    host: FakeHost, bus_daemon: BusDaemon, action: str, argument: str, held: bool
+) -> None:
+    systemd = Systemd()
+    if action == "reload_service":
+        systemd.put("nginx.service", "active", "running", CanReload=("b", True))
+    else:
+        systemd.put("nginx.service", "failed", "failed", typed=FAILED)
+    lock(host, held=held)
+    async with managed(host, bus_daemon, systemd) as at:
+        if held:
+            with pytest.raises(ActionRefused, match=r"a switch .* is in progress"):
+                await plan(at, action, **{argument: "nginx.service"})
+        else:
+            assert (await plan(at, action, **{argument: "nginx.service"})).steps
+
+
+@pytest.mark.parametrize(("action", "argument"), UNIT_ACTIONS)
+async def test_whether_a_switch_runs_must_be_known(host: FakeHost, action: str, argument: str) -> None:
+    host.write(host.roots.run / "nixos/switch-to-configuration.lock", "")
+    with pytest.raises(ActionRefused, match=r"locks cannot be read: No such file"):
+        await plan(world(host), action, **{argument: "nginx.service"})
 
 
 async def test_a_unit_that_is_not_there(host: FakeHost, bus_daemon: BusDaemon) -> None:
@@ -115,11 +238,25 @@ async def test_a_crash_loop_is_held_and_then_reset_and_started_once(
     )  # fmt: skip
     async with managed(host, bus_daemon, systemd) as at:
         if held:
-            with pytest.raises(ActionRefused, match=r"gave up after 5 restarts"):
+            with pytest.raises(ActionRefused, match=r"crash loop and held: 5 restarts did not help") as refusal:
                 await plan(at, "restart_service", service="nginx.service")
+            left = max(300, interval_s) - since_s
+            assert refusal.value.hint == f"mend its cause first: one clean start is tried in {left} s"
             return
         found = await plan(at, "restart_service", service="nginx.service")
-    assert found.steps == (UnitJob("ResetFailedUnit", "nginx.service"), UnitJob("RestartUnit", "nginx.service"))
+    assert found.steps == (UnitJob("ResetFailedUnit", "nginx.service"), UnitJob("StartUnit", "nginx.service"))
+
+
+async def test_a_start_limit_without_end_is_for_a_person(host: FakeHost, bus_daemon: BusDaemon) -> None:
+    systemd = Systemd()
+    systemd.put(
+        "nginx.service", "failed", "failed", typed={"Result": ("s", "start-limit-hit"), "NRestarts": ("u", 5)},
+        InactiveEnterTimestampMonotonic=("t", 1 * S), StartLimitIntervalUSec=("t", 2**64 - 1),
+    )  # fmt: skip
+    async with managed(host, bus_daemon, systemd) as at:
+        with pytest.raises(ActionRefused, match="in a crash loop and held") as refusal:
+            await plan(at, "restart_service", service="nginx.service")
+    assert refusal.value.hint == "mend its cause first: only a person starts it again"
 
 
 @pytest.mark.parametrize(
@@ -279,11 +416,12 @@ async def test_the_store_is_collected_gently_and_without_a_generation(host: Fake
 
 
 async def test_a_store_that_is_not_collected(host: FakeHost) -> None:
+    for finder in (nowhere, here):
+        with pytest.raises(ActionRefused, match="there is no nix store"):
+            await plan(world(host, finder), "clean_nix_store")
+    (host.roots.nix / "store").mkdir(parents=True)
     with pytest.raises(ActionRefused, match="nix is not installed"):
         await plan(world(host, nowhere), "clean_nix_store")
-    with pytest.raises(ActionRefused, match="there is no nix store"):
-        await plan(world(host), "clean_nix_store")
-    (host.roots.nix / "store").mkdir(parents=True)
     with pytest.raises(ActionRefused, match="the nix store is not on /proc"):
         await plan(world(host), "clean_nix_store", filesystem="/proc")
     with pytest.raises(ActionRefused, match="cannot be looked at"):
@@ -293,9 +431,7 @@ async def test_a_store_that_is_not_collected(host: FakeHost) -> None:
 @pytest.mark.parametrize("held", [True, False])
 async def test_no_collection_during_a_switch(host: FakeHost, held: bool) -> None:
     (host.roots.nix / "store").mkdir(parents=True)
-    lock = host.write(host.roots.run / "nixos/switch-to-configuration.lock", "")
-    inode = lock.stat().st_ino if held else 1
-    host.write(host.roots.proc / "locks", f"1: FLOCK  ADVISORY  WRITE 77 08:01:{inode} 0 EOF\n")
+    lock(host, held=held)
     if held:
         with pytest.raises(ActionRefused, match=r"a switch .* is in progress"):
             await plan(world(host), "clean_nix_store")

@@ -62,21 +62,34 @@ async def test_service_mode_without_the_helper_says_so_and_how_to_go_on(host: Fa
 
 
 @pytest.mark.parametrize(
-    ("mode", "helper", "production", "how"),
+    ("mode", "helper", "uid", "sudo", "how"),
     [
-        (ExecutionMode.SERVICE, False, True, "unavailable: no helper"),
-        (ExecutionMode.SERVICE, True, True, "helper"),
-        (ExecutionMode.DEVELOPMENT, False, False, None),
+        (ExecutionMode.SERVICE, False, 0, True, "unavailable: no helper"),
+        (ExecutionMode.SERVICE, False, 1000, True, "unavailable: no helper"),
+        (ExecutionMode.SERVICE, True, 1000, False, "unavailable: no helper"),
+        (ExecutionMode.DEVELOPMENT, False, 0, True, "direct"),
+        (ExecutionMode.DEVELOPMENT, False, 1000, True, "sudo, where it needs no password"),
+        (ExecutionMode.DEVELOPMENT, True, 1000, False, "command to type"),
     ],
 )
-def test_the_status(host: FakeHost, mode: ExecutionMode, helper: bool, production: bool, how: str | None) -> None:
+def test_the_status(
+    host: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: ExecutionMode, helper: bool, uid: int,
+    sudo: bool, how: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("os.geteuid", lambda: uid)
+    monkeypatch.setattr("luminous_nix.self_healing.process.SEARCH_PATH", str(tmp_path))
+    if sudo:
+        host.write(tmp_path / "sudo", "").chmod(0o755)
     if helper:
         host.write(host.roots.run / "luminous-healing-executor.sock", "")
     status = handler(host, None, mode).get_permission_status()
-    assert (status["mode"], status["is_production"]) == (mode.value, production)
-    assert set(status["capabilities"]) == set(CATALOGUE)
-    (found,) = set(status["capabilities"].values())
-    assert found == how or (how is None and found in {"direct", "sudo", "command to type"})
+    assert set(status) == {"mode", "is_production", "capabilities"}
+    assert (status["mode"], status["is_production"]) == (mode.value, mode is ExecutionMode.SERVICE)
+    asks_first = {"kill_process", "rollback_generation"}
+    wanted = {name: how + ("; asks first" if name in asks_first else "") for name in CATALOGUE if name != "observe"}
+    if mode is ExecutionMode.DEVELOPMENT and uid:
+        wanted["kill_process"] = "own processes only; asks first"
+    assert status["capabilities"] == wanted
 
 
 async def test_an_act_answers_with_what_was_done(host: FakeHost) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -77,6 +78,21 @@ def test_the_last_line_of_a_look() -> None:
     assert blind[-1][1].startswith("nothing could be observed")
 
 
+@pytest.mark.parametrize(
+    ("issues", "seen", "healthy"),
+    [
+        ([], [True], True),
+        ([], [True, False], True),
+        ([], [False], False),
+        ([], [], False),
+        ([issue()], [True], False),
+    ],
+)
+def test_healthy_is_only_what_was_seen(issues: list[Issue], seen: list[bool], healthy: bool) -> None:
+    data = check_data(issues, [], [SensorHealth(f"s{n}", ok=ok) for n, ok in enumerate(seen)])
+    assert data["healthy"] is healthy
+
+
 def result(verdict: Verdict, success: bool = False) -> HealingResult:
     return HealingResult(issue(HOSTILE), "clean_nix_store", success, None if success else f"first\n{HOSTILE}",
                          verdict=verdict, actions_taken=["clean_nix_store"])  # fmt: skip
@@ -96,7 +112,16 @@ def test_every_verdict_can_be_told(verdict: Verdict) -> None:
 
 def test_the_end_of_a_cycle() -> None:
     assert heal_lines([], healthy=True, dry_run=True) == [("green", "nothing to heal")]
-    assert "dry run" in heal_lines([result(Verdict.DRY_RUN, success=True)], healthy=False, dry_run=True)[-1][1]
+    assert heal_lines([], healthy=False, dry_run=True) == [("yellow", "nothing could be observed")]
+    dry = result(Verdict.DRY_RUN, success=True)
+    assert heal_lines([dry], healthy=False, dry_run=True)[-1] == (
+        "cyan",
+        "this was a dry run: nothing was changed, and nothing would be",
+    )
+    assert heal_lines([dry, replace(dry, would_act=True)], healthy=False, dry_run=True)[-1] == (
+        "cyan",
+        "this was a dry run: nothing was changed, `luminous-healing heal --apply` acts",
+    )
     assert (
         heal_lines([result(Verdict.HEALED, success=True)], healthy=True, dry_run=False)[-1][1]
         == "all issues are gone"

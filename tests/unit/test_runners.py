@@ -169,9 +169,9 @@ async def test_unit_jobs_reach_the_manager(bus_daemon: BusDaemon) -> None:
     runner = DirectRunner(bus, HERE, privileged=True)
     async with systemd.on(bus_daemon.address):
         assert await runner.run(UnitJob("ResetFailedUnit", "a.service")) == "ResetFailedUnit a.service"
-        await runner.run(UnitJob("RestartUnit", "a.service"))
+        assert await runner.run(UnitJob("StartUnit", "a.service")) == "StartUnit a.service"
         await bus.close()
-    assert systemd.jobs == [("ResetFailedUnit", ("a.service",)), ("RestartUnit", ("a.service", "replace"))]
+    assert systemd.jobs == [("ResetFailedUnit", ("a.service",)), ("StartUnit", ("a.service", "fail"))]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,14 @@ async def test_an_empty_chain_says_what_to_type() -> None:
     assert error.value.hint == "sudo kill -TERM 77"
 
 
-def test_a_plan_tells_its_checks_and_its_commands() -> None:
-    said = Plan(("it is down",), (UnitJob("StartUnit", "a.service"),)).describe()
-    assert "it is down" in said
-    assert "would run: sudo systemctl start -- a.service" in said
+@pytest.mark.parametrize(("root", "sudo"), [(False, "sudo "), (True, "")])
+def test_a_plan_tells_its_checks_and_its_commands(root: bool, sudo: str) -> None:
+    gentle = RunProgram(("/bin/nix-store", "--gc"), 1, unprivileged=True)
+    steps = (UnitJob("StartUnit", "a.service"), WriteFile(Path("/k"), "10"), EndProcess(77, 5), gentle)
+    assert Plan(("it is down",), steps).describe(lambda step: typed(step, root=root)).splitlines() == [
+        "it is down",
+        f"would run: {sudo}systemctl start -- a.service",
+        f"would run: echo 10 | {sudo}tee -- /k",
+        f"would run: {sudo}kill -TERM 77",
+        "would run: /bin/nix-store --gc",
+    ]

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -24,7 +25,7 @@ from .config import Loaded, load
 from .daemon import Daemon, build_engine
 from .healing_engine import SimplifiedHealingEngine
 from .journal import JournalHandler, connected_to_journal
-from .models import CHECKS, ConfigError, HealingError, Issue, SensorHealth
+from .models import CHECKS, ConfigError, HealingError, Issue, SensorHealth, Verdict
 from .observe.systemd import read_unit
 from .permission_handler import NixOSPermissionHandler
 from .report import SCHEMA, Lines, check_data, check_lines, exit_code, heal_data, heal_lines, printable, summary
@@ -47,18 +48,22 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="luminous-healing",
+        allow_abbrev=False,  # half a word must not act
         description="Notices trouble on this host, repairs it within strict limits, and measures whether it helped.",
     )
     parser.add_argument("--version", action="version", version=f"luminous-healing {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, run: Command, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text, parents=[common, *parents])
+        command = commands.add_parser(
+            name, help=text, description=text, parents=[common, *parents], allow_abbrev=False
+        )
         command.set_defaults(run=run)
         return command
 
     add("check", _check, "look once and report; changes nothing", look)
     heal = add("heal", _heal, "run one healing cycle; a dry run unless --apply", look)
+    heal.add_argument("--dry-run", action="store_true", help="the default: tell, and change nothing")
     heal.add_argument("--apply", action="store_true", help="act, instead of telling what would be done")
     run = add("run", _run, "watch and heal until stopped (the daemon)", look)
     run.add_argument("--interval", type=float, metavar="SECONDS", help="pause between two looks (default 60)")
@@ -70,7 +75,9 @@ def build_parser() -> argparse.ArgumentParser:
         ("check", _config_check, "say whether the configuration is right"),
         ("show", _config_show, "every key with its value and where that came from"),
     ):
-        which.add_parser(name, help=text, description=text, parents=[common]).set_defaults(run=function)
+        which.add_parser(name, help=text, description=text, parents=[common], allow_abbrev=False).set_defaults(
+            run=function
+        )
     add("permissions", _permissions, "what may be done here, and how")
     completion = commands.add_parser("completion", help="print the completion script of a shell")
     completion.add_argument("shell", choices=SHELLS)
@@ -85,6 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     run: Command = arguments.run
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a sign shows another
+    if sys.stdout is None:  # before anything is done
+        print("luminous-healing: the report could not be written: standard output is closed", file=sys.stderr)
+        return 2
     try:
         code = run(arguments)
         sys.stdout.flush()
@@ -98,6 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        print(f"luminous-healing: the report could not be written: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 2
 
 
 def _fail(error: HealingError, problems: list[str], *, as_json: bool) -> int:
@@ -114,9 +128,16 @@ def _set_up_logging(*, verbose: bool) -> None:
     root = logging.getLogger("luminous_nix")
     handler: logging.Handler = JournalHandler() if connected_to_journal() else logging.StreamHandler()
     if not isinstance(handler, JournalHandler):
-        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        handler.setFormatter(_Printable("%(levelname)s %(message)s"))
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+class _Printable(logging.Formatter):
+    """Names come from the host: what a terminal could act on is escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(printable(line) for line in super().format(record).split("\n"))
 
 
 # -- commands ------------------------------------------------------------------------------------------------
@@ -130,9 +151,12 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _heal(arguments: argparse.Namespace) -> int:
-    settings = _load(arguments).settings
-    engine = build_engine(settings)
-    engine.dry_run = not arguments.apply
+    loaded = _load(arguments)
+    engine = build_engine(loaded.settings)
+    if arguments.apply and loaded.settings.dry_run:
+        where = loaded.sources.get("dry_run", "")
+        raise ConfigError([f"dry_run is set by {where}: --apply does not override it"], "take it out there to act")
+    engine.dry_run = not arguments.apply or arguments.dry_run
     return asyncio.run(_heal_once(engine, arguments))
 
 
@@ -149,7 +173,8 @@ async def _heal_once(engine: SimplifiedHealingEngine, arguments: argparse.Namesp
     _show(
         arguments, heal_data(results, healthy=healthy), heal_lines(results, healthy=healthy, dry_run=engine.dry_run)
     )
-    return exit_code(issues, snapshot.sensors)
+    missed = any(result.verdict in {Verdict.FAILED, Verdict.NO_EFFECT} for result in results)
+    return exit_code(issues, snapshot.sensors) or int(missed)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -234,24 +259,33 @@ def _load(arguments: argparse.Namespace) -> Loaded:
             shape = "NAME=NUMBER, for example --threshold cpu=75"
             raise ConfigError([f"--threshold {text}: {'not a number' if equals else 'no value'}"], shape) from None
     for key, name in (("monitored_units", "unit"), ("enabled_checks", "check"), ("interval", "interval"),
-                      ("dry_run", "dry_run"), ("verbose", "verbose")):  # fmt: skip
+                      ("verbose", "verbose")):  # fmt: skip
         if (value := getattr(arguments, name, None)) is not None:
             flags[key] = value
+    if arguments.command == "run" and arguments.dry_run:
+        flags["dry_run"] = True
     return load(arguments.config, flags=flags)
 
 
 def _show(arguments: argparse.Namespace, data: dict[str, Any], lines: Lines) -> None:
     if arguments.json:
         print(json.dumps(data))
-    elif sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
-        from rich.console import Console  # noqa: PLC0415  loaded only where colours are shown
+    elif sys.stdout.isatty():
+        from rich.console import Console  # noqa: PLC0415  loaded only for a terminal
         from rich.text import Text  # noqa: PLC0415
 
-        console = Console(highlight=False, soft_wrap=True)
+        console = Console(highlight=False, no_color=bool(os.environ.get("NO_COLOR")))
         for style, text in lines:
-            console.print(Text(text, style=style))
+            for number, line in enumerate(_wrapped(text, console.width)):
+                console.print(Text(line, style=style if number == 0 else "dim"), soft_wrap=True)
     else:
         print("\n".join(text for _, text in lines))
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """A long line on several, the further ones indented below the first word."""
+    indent = " " * (len(text) - len(text.lstrip()) + 2)
+    return textwrap.wrap(text, width, subsequent_indent=indent, drop_whitespace=True) or [""]
 
 
 if __name__ == "__main__":

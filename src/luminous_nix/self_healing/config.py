@@ -5,10 +5,11 @@ Precedence: defaults < files < environment < flags. Limits can only be tightened
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -20,6 +21,8 @@ from .decide.actions import valid_unit
 from .decide.limits import Limits
 from .decide.thresholds import Thresholds
 from .models import CHECKS, ConfigError, ExecutionMode, nearest
+
+log = logging.getLogger(__name__)
 
 DEFAULT_FILE: Final = Path("/etc/luminous-healing/config.toml")
 _PREFIX: Final = "LUMINOUS_HEALING_"
@@ -39,6 +42,27 @@ _TYPES: Final[Mapping[str, Any]] = {
     "ignore_mounts": _Names,
     "limits.heals_per_hour": Annotated[int, Meta(ge=0, le=10)],
     "limits.cooldown_seconds": Annotated[float, Meta(ge=300, le=86400)],
+}
+# What each key wants, for people.
+_WANTED: Final[Mapping[str, str]] = {
+    "interval": "a number of seconds from 1 to 86400",
+    "mode": '"service" or "dev"',
+    "monitored_units": 'a list of unit names, such as ["nginx"]',
+    "enabled_checks": f"a list of {', '.join(CHECKS)}",
+    "ignore_mounts": 'a list of paths, such as ["/mnt/backup*"]',
+    "limits.heals_per_hour": "a whole number from 0 to 10 (limits can only be made tighter)",
+    "limits.cooldown_seconds": "a number from 300 to 86400 (limits can only be made tighter)",
+}
+_TIGHTEST: Final[Mapping[str, Callable[..., Any]]] = {"limits.heals_per_hour": min, "limits.cooldown_seconds": max}
+_BOOLEANS: Final = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
 }
 _TABLES: Final = frozenset({"thresholds", "limits"})
 _THRESHOLDS: Final = tuple(f"thresholds.{name}" for name in Thresholds())
@@ -95,7 +119,16 @@ def files_to_read(explicit: Path | None, environment: Mapping[str, str]) -> list
     home = environment.get("XDG_CONFIG_HOME") or f"{environment.get('HOME', '/nonexistent')}/.config"
     own = [Path(home) / "luminous-healing/config.toml"] if os.geteuid() != 0 else []
     host = [DEFAULT_FILE, *sorted(DEFAULT_FILE.parent.glob("conf.d/*.toml"))]
-    return [path for path in (*host, *own) if path.exists()]
+    return [path for path in (*host, *own) if _reachable(path)]
+
+
+def _reachable(path: Path) -> bool:
+    """False also where a folder above may not be entered, as with another user's home."""
+    try:
+        return path.exists()
+    except OSError as error:
+        log.warning("%s is left out: %s", path, error.strerror)
+        return False
 
 
 def load(
@@ -106,16 +139,26 @@ def load(
     """Read all sources. Raises ConfigError that lists every problem."""
     env = os.environ if environment is None else environment
     problems: list[str] = []
-    found: dict[str, tuple[Any, str]] = {}
+    entries: list[tuple[str, Any, str]] = []  # (key, value, source), the weakest first
     for path in files_to_read(explicit, env):
-        found |= _flatten(_read_toml(path), str(path), problems)
-    found |= _from_environment(env)
-    found |= {_canonical(key): (value, "flag") for key, value in (flags or {}).items()}
-    values = {key: value for key, (raw, source) in found.items()
-              if (value := _check(key, raw, source, problems)) is not None}  # fmt: skip
+        try:
+            entries += _flatten(_read_toml(path), str(path), problems)
+        except ConfigError as error:
+            problems += error.problems
+    entries += _from_environment(env)
+    entries += [(_canonical(key), value, "flag") for key, value in (flags or {}).items()]
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for key, raw, source in entries:
+        value = _check(key, raw, source, problems)
+        if key == "monitored_units" and source == "flag":
+            value = (*values.get(key, ()), *(value or ()))
+        if key in _TIGHTEST and None not in {value, values.get(key)} and _TIGHTEST[key](values[key], value) != value:
+            continue  # an earlier source is tighter, and stays
+        values[key], sources[key] = value, source
     if problems:
         raise ConfigError(problems, "`luminous-healing config show` lists every key with its value")
-    return Loaded(_settings(values), {key: source for key, (_, source) in found.items()})
+    return Loaded(_settings(values), sources)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -126,7 +169,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
             data = file.read(_SIZE_LIMIT + 1)
         if len(data) > _SIZE_LIMIT:
             raise ConfigError([f"{path}: larger than 1 MiB"])
-        return tomllib.loads(data.decode("utf-8"))
+        return tomllib.loads(data.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError([f"{path}: {error.strerror}"], "is the path right, and may this user read it?") from error
     except UnicodeDecodeError as error:
@@ -135,15 +178,17 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError([f"{path}: not TOML: {error}"]) from error
 
 
-def _flatten(tree: Mapping[str, Any], source: str, problems: list[str]) -> dict[str, tuple[Any, str]]:
-    flat: dict[str, tuple[Any, str]] = {}
+def _flatten(tree: Mapping[str, Any], source: str, problems: list[str]) -> list[tuple[str, Any, str]]:
+    flat: list[tuple[str, Any, str]] = []
     for name, value in tree.items():
         if name in _TABLES and isinstance(value, Mapping):
-            flat |= {_canonical(f"{name}.{key}"): (inner, source) for key, inner in value.items()}
+            flat += [(_canonical(f"{name}.{key}"), inner, source) for key, inner in value.items()]
         elif name in _TABLES:
             problems.append(f"{source}: {name}: must be a table, [{name}]")
+        elif isinstance(value, Mapping):
+            problems.append(f"{source}: [{name}]: unknown table, {nearest(name, _TABLES)}")
         else:
-            flat[name] = (value, source)
+            flat.append((name, value, source))
     return flat
 
 
@@ -153,22 +198,23 @@ def _canonical(key: str) -> str:
     return f"{table}.{Thresholds.canonical(name)}" if table == "thresholds" else key
 
 
-def _from_environment(env: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
-    found: dict[str, tuple[Any, str]] = {}
-    if env.get("LUMINOUS_DEV_MODE", "").strip().lower() in {"1", "true", "yes", "on"}:
-        found["mode"] = ("dev", "environment LUMINOUS_DEV_MODE")
+def _from_environment(env: Mapping[str, str]) -> list[tuple[str, Any, str]]:
+    found: list[tuple[str, Any, str]] = []
+    if _BOOLEANS.get(env.get("LUMINOUS_DEV_MODE", "").strip().lower()):
+        found.append(("mode", "dev", "environment LUMINOUS_DEV_MODE"))
     for name, text in env.items():
-        if not name.startswith(_PREFIX):
-            continue
-        key = _canonical(name.removeprefix(_PREFIX).lower().replace("__", "."))
-        found[key] = (_literal(text, listed=_TYPES.get(key) == _Names), f"environment {name}")
+        if name.startswith(_PREFIX):
+            key = _canonical(name.removeprefix(_PREFIX).lower().replace("__", "."))
+            found.append((key, _literal(text, _TYPES.get(key)), f"environment {name}"))
     return found
 
 
-def _literal(text: str, *, listed: bool) -> Any:
+def _literal(text: str, wanted: Any) -> Any:
     """A TOML value where the text is one (`75`, `true`), else the text; a list is separated by commas."""
-    if listed:
+    if wanted == _Names:
         return [part.strip() for part in text.split(",") if part.strip()]
+    if wanted is bool:
+        return _BOOLEANS.get(text.strip().lower(), text)
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except (ValueError, KeyError, RecursionError):
@@ -185,24 +231,26 @@ def _check(key: str, raw: Any, source: str, problems: list[str]) -> Any:
             Thresholds({key.partition(".")[2]: raw})
             return float(raw)
         value = msgspec.convert(raw, type=_TYPES[key])
-        return _checked_names(key, value) if _TYPES[key] == _Names else value
     except ConfigError as error:
         problems.append(f"{source}: thresholds.{error.message}")
-    except (msgspec.ValidationError, ValueError) as error:
-        problems.append(f"{source}: {key}: {error}")
-    return None
+        return None
+    except (msgspec.ValidationError, ValueError):
+        problems.append(f"{source}: {key}: must be {_WANTED.get(key, 'true or false')}, not {raw!r:.80}")
+        return None
+    wrong = list(_wrong_names(key, value)) if _TYPES[key] == _Names else []
+    problems += [f"{source}: {key}: {what}" for what in wrong]
+    return None if wrong else value
 
 
-def _checked_names(key: str, names: Iterable[str]) -> tuple[str, ...]:
+def _wrong_names(key: str, names: Iterable[str]) -> Iterable[str]:
     for name in names:
         if key == "enabled_checks" and name not in CHECKS:
-            raise ValueError(f"there is no check {name!r}, {nearest(name, CHECKS)}")
+            yield f"there is no check {name!r}, {nearest(name, CHECKS)}"
         if key == "monitored_units":
             try:
                 valid_unit(name)
             except ValueError as error:
-                raise ValueError(f"{name!r} is not {error}") from None
-    return tuple(names)
+                yield f"{name!r:.120} is not {error}"
 
 
 def _settings(values: Mapping[str, Any]) -> Settings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -54,7 +55,7 @@ class Daemon:
         self.engine = build_engine(loaded.settings, self._bus)
         self._reread = reread
         self._turned_at = 0.0
-        self._told: frozenset[tuple[str, Verdict]] = frozenset()
+        self._told: set[str] = set()
 
     async def run(self) -> None:
         """Cycle until SIGTERM or SIGINT."""
@@ -67,6 +68,8 @@ class Daemon:
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
         watchdog = loop.create_task(self._watchdog(), name="watchdog")
+        log.info("watching this host every %g s, %s mode%s", self.settings.interval, self.settings.mode.value,
+                 ", in a dry run" if self.settings.dry_run else "")  # fmt: skip
         notify("READY=1\nSTATUS=first look")
         try:
             async for results in self.engine.cycles(self.settings.interval):
@@ -103,28 +106,33 @@ class Daemon:
         notify("STATUS=configuration read again")
 
     def _tell(self, results: list[HealingResult]) -> None:
-        """Log what is new; what was refused in the last cycle for the same reason is not said again."""
-        told = frozenset((result.issue.fingerprint(), result.verdict) for result in results)
+        """Log what is new: a result that was told in the last cycle, with the same words but for figures, is
+        not told again; nor is a sensor that has been out of order since."""
+        told: set[str] = set()
         for result in results:
-            if (result.issue.fingerprint(), result.verdict) in self._told and result.verdict is Verdict.REFUSED:
+            said = (result.error or result.detail).replace("\n", "; ")
+            key = re.sub(r"[0-9]+", "#", f"{result.issue.fingerprint()} {result.verdict} {said}")
+            told.add(key)
+            quiet = result.verdict in {Verdict.REFUSED, Verdict.DRY_RUN}
+            if quiet and key in self._told:
                 continue
-            level = logging.INFO if result.success or result.verdict is Verdict.DRY_RUN else logging.WARNING
+            level = logging.INFO if result.success else logging.WARNING
             fields = {
                 "issue": result.issue.fingerprint(),
                 "action": result.action_taken,
                 "verdict": result.verdict.value,
                 "duration_ms": f"{result.duration_ms:.1f}",
             }
-            words = (
-                result.issue.description,
-                result.verdict.value,
-                result.action_taken,
-                (result.error or result.detail).replace("\n", "; "),
-            )
+            words = (result.issue.description, result.verdict.value, result.action_taken, said)
             log.log(level, "%s: %s (%s) %s", *words, extra={"fields": fields})
-        self._told = told
-        remaining = sum(not result.success for result in results)
-        notify(f"STATUS={'all is well' if not remaining else f'open issues: {remaining}'}")
+        blind = {f"{sensor.name}: {sensor.error}" for sensor in self.engine.last.sensors if not sensor.ok}
+        for sensor in sorted(blind - self._told):
+            log.warning("not observed: %s", sensor)
+        self._told = told | blind
+        remaining = sum(not result.success or result.verdict is Verdict.DRY_RUN for result in results)
+        status = [f"open issues: {remaining}"] if remaining else []
+        status += [f"not observed: {len(blind)}"] if blind else []
+        notify(f"STATUS={', '.join(status) or 'all is well'}")
 
     async def _watchdog(self) -> None:
         """A sign of life at half the wanted interval, as long as the loop really turns."""

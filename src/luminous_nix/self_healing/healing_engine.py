@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
 from .act.executor import SimpleExecutor
-from .decide.actions import CATALOGUE, Risk, specify
+from .decide.actions import specify
 from .decide.limits import Ledger, Limits, check
 from .decide.resolver import SimpleResolver
 from .models import (
@@ -79,8 +79,8 @@ class SimplifiedHealingEngine:
         self._sleep = sleep
         self._ledger = Ledger()
         self._acting = asyncio.Lock()
-        self._stop: asyncio.Event | None = None
-        self._stop_asked = False
+        self._stops: list[asyncio.Event] = []
+        self.last = Snapshot({})  # the newest look
         self._open: frozenset[str] = frozenset()
         self._counts = {"detected": 0, "resolved": 0, "failed": 0}
         self._last_check: datetime | None = None
@@ -98,7 +98,7 @@ class SimplifiedHealingEngine:
 
     async def look(self) -> tuple[Snapshot, list[Issue]]:
         """Read the host once and count what is new."""
-        snapshot = await self.detector.observe()
+        snapshot = self.last = await self.detector.observe()
         issues = self.detector.find(snapshot)
         found = frozenset(issue.fingerprint() for issue in issues)
         self._counts["detected"] += len(found - self._open)
@@ -111,7 +111,11 @@ class SimplifiedHealingEngine:
         """Heal one issue now, within the limits; a person's or a program's request. It raises nothing."""
         started = time.perf_counter()
         async with self._acting:
-            result = await self._heal(issue)
+            try:
+                result = await self._heal(issue)
+            except Exception as error:  # one heal must never end the loop
+                log.exception("healing %s went wrong", issue.description)
+                result = self._result(issue, [], Verdict.FAILED, f"an error of this program: {error!r:.300}")
         self._counts["resolved"] += result.verdict is Verdict.HEALED
         self._counts["failed"] += result.verdict in {Verdict.FAILED, Verdict.NO_EFFECT}
         took = (time.perf_counter() - started) * 1e3
@@ -122,31 +126,37 @@ class SimplifiedHealingEngine:
         """Heal several, worst first, one after the other; results in that order."""
         return [await self.heal_issue(issue) for issue in sorted(issues, key=lambda issue: -issue.severity)]
 
-    async def start_monitoring(self, interval: float = 60) -> None:
-        """Cycle every `interval` seconds until cancelled or `stop()`."""
-        async for _ in self.cycles(interval):
+    def start_monitoring(self, interval: float = 60) -> Coroutine[Any, Any, None]:
+        """Await it: a cycle every `interval` seconds until cancelled or `stop()`. Raises ValueError."""
+        return self._monitor(self.cycles(interval))
+
+    async def _monitor(self, cycles: AsyncIterator[list[HealingResult]]) -> None:
+        async for _ in cycles:
             pass
 
-    async def cycles(self, interval: float = 60) -> AsyncIterator[list[HealingResult]]:
+    def cycles(self, interval: float = 60) -> AsyncIterator[list[HealingResult]]:
         """The same, a list of results per cycle. `self.interval` is read anew before each pause."""
-        if not 0 < interval < float("inf"):
-            raise ValueError("the interval must be above 0 seconds")
-        self.interval = interval
-        stop = self._stop = asyncio.Event()
+        if type(interval) not in {int, float} or not 0 < interval < float("inf"):
+            raise ValueError("the interval must be a number of seconds above 0")
+        self.interval = float(interval)
+        stop = asyncio.Event()
+        self._stops.append(stop)
+        return self._turn(stop)
+
+    async def _turn(self, stop: asyncio.Event) -> AsyncIterator[list[HealingResult]]:
         try:
-            while not self._stop_asked:
+            while not stop.is_set():
                 yield await self.detect_and_heal()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self.interval):
                         await stop.wait()
         finally:
-            self._stop, self._stop_asked = None, False
+            self._stops = [event for event in self._stops if event is not stop]
 
     def stop(self) -> None:
-        """End `start_monitoring` after the cycle that runs now, or as soon as it begins."""
-        self._stop_asked = True
-        if self._stop is not None:
-            self._stop.set()
+        """End what `start_monitoring` was called for, after the cycle that runs now."""
+        while self._stops:
+            self._stops.pop().set()
 
     def get_metrics(self) -> dict[str, Any]:
         """Counts since the start; `success_rate` is a fraction, 1.0 when nothing was tried."""
@@ -175,30 +185,24 @@ class SimplifiedHealingEngine:
             return self._refused(issue, "watched only: nothing is known to help against it safely")
         if self.dry_run:
             return await self._rehearse(issue, rungs)
-        if not self.healing_enabled:
-            return self._refused(issue, "healing is switched off (healing_enabled)")
-        if issue.severity is Severity.LOW:
-            return self._refused(issue, "watched only: its severity is LOW")
         return await self._climb(issue, rungs)
 
     async def _rehearse(self, issue: Issue, rungs: tuple[Action, ...]) -> HealingResult:
         """Say what would be done; nothing is spent and nothing is touched."""
         answers = [(rung, await self.executor.execute(rung, dry_run=True)) for rung in rungs]
         action, first = answers[0]
-        if first.refused:
+        if not first.success:
             return self._refused(issue, f"{action.name}: {_with_hint(first.error, first.suggestion)}")
-        told = [f"{rung.name}: {answer.output or answer.error}" for rung, answer in answers]
-        told += [
-            f"now refused: {rung.name}: {why}" for rung in rungs if (why := self._denied(issue, rung, climbing=False))
-        ]
+        told, would_act = [], False
+        for rung, answer in answers:
+            told.append(f"{rung.name}: {answer.output or answer.error}")
+            if denied := self._denied(issue, rung, climbing=False):
+                told.append(f"{rung.name}: now refused: {denied}")
+            would_act |= not answer.refused and not denied
         return HealingResult(
-            issue,
-            DRY + action.name,
-            True,
-            verdict=Verdict.DRY_RUN,
-            actions_taken=[action.name],
-            detail="\n".join(told),
-        )
+            issue, DRY + action.name, True, verdict=Verdict.DRY_RUN, actions_taken=[action.name],
+            detail="\n".join(told), would_act=would_act,
+        )  # fmt: skip
 
     async def _climb(self, issue: Issue, rungs: tuple[Action, ...]) -> HealingResult:
         """Rung by rung, a further one only after the one below was refused or measured to have no effect."""
@@ -206,6 +210,9 @@ class SimplifiedHealingEngine:
         reasons: list[str] = []
         verdict = Verdict.REFUSED
         for rung in rungs:
+            if self.dry_run:  # switched on since the rung below
+                reasons.append(f"{rung.name}: a dry run was asked for meanwhile")
+                break
             if denied := self._denied(issue, rung, climbing=bool(taken)):
                 reasons.append(f"{rung.name}: {denied}")
                 continue
@@ -226,32 +233,34 @@ class SimplifiedHealingEngine:
 
     def _denied(self, issue: Issue, rung: Action, *, climbing: bool) -> str:
         try:
-            spec, _ = specify(rung)
+            spec, arguments = specify(rung)
         except ActionRefused as error:
             return _with_hint(error.message, error.hint)
+        if not self.healing_enabled:
+            return "healing is switched off (healing_enabled)"
+        if issue.severity is Severity.LOW:
+            return "watched only: its severity is LOW"
         if not spec.auto:
-            return (
-                f"it is {spec.risk.value} and asks a person first"
-                if spec.risk is Risk.IRREVERSIBLE
-                else "it asks first"
-            )
-        denial = check(self._ledger, self.limits, issue.component, self._clock(), climbing=climbing)
+            return f"it is {spec.risk.value} and asks a person first"
+        denial = check(self._ledger, self.limits, _target(issue, arguments), self._clock(), climbing=climbing)
         return f"{denial.rule}: {denial.reason}; lifts in {denial.lifts_in_s:.0f} s" if denial else ""
 
     async def _act(self, issue: Issue, rung: Action) -> tuple[Verdict, str]:
-        """Spend the budget, act, measure. A refusal gives the budget back: nothing was touched."""
+        """Spend the budget, act, measure. Only a refusal gives it back: nothing was touched."""
+        spec, arguments = specify(rung)
         former, self._ledger = self._ledger, self._ledger.begin(self._clock())
-        answer = await self.executor.execute(rung)
-        if answer.refused:
-            self._ledger = former
-            return Verdict.REFUSED, _with_hint(answer.error, answer.suggestion)
+        touched = True
         try:
+            answer = await self.executor.execute(rung)
+            touched = not answer.refused
+            if not touched:
+                return Verdict.REFUSED, _with_hint(answer.error, answer.suggestion)
             if not answer.success:
-                return Verdict.FAILED, f"{answer.error}"
-            deadline = CATALOGUE[rung.name].deadline_s
-            return await verify(self.detector, issue, deadline, clock=self._clock, sleep=self._sleep)
+                return Verdict.FAILED, _with_hint(answer.error, answer.suggestion)
+            return await verify(self.detector, issue, spec, clock=self._clock, sleep=self._sleep)
         finally:
-            self._ledger = self._ledger.end(issue.component, self._clock(), self.limits)
+            ended = self._ledger.end(_target(issue, arguments), self._clock(), self.limits)
+            self._ledger = ended if touched else former
 
     # -- small things ----------------------------------------------------------------------------------------
 
@@ -285,6 +294,13 @@ class SimplifiedHealingEngine:
 
     def _tell(self, text: str, *values: object) -> None:
         log.log(logging.INFO if self.verbose else logging.DEBUG, text, *values)
+
+
+def _target(issue: Issue, arguments: Mapping[str, Any]) -> str:
+    """What an act works on, whatever the issue is called: the unit, the filesystem, or the component."""
+    mount = arguments.get("filesystem") or issue.metrics.get("mount")
+    unit = arguments.get("service") or arguments.get("unit")
+    return str(unit or (f"disk:{mount}" if mount else issue.component))
 
 
 def _with_hint(message: str | None, hint: str | None) -> str:

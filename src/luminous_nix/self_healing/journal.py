@@ -57,6 +57,7 @@ class JournalHandler(logging.Handler):
     def __init__(self, path: Path = _SOCKET) -> None:
         super().__init__()
         self._path = str(path)
+        self.dropped = 0
         self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._sender.setblocking(False)
 
@@ -71,7 +72,8 @@ class JournalHandler(logging.Handler):
         try:
             self._sender.sendto(encode(fields), self._path)
         except OSError:
-            self.handleError(record)  # says so on stderr; a full journal must not stop the loop
+            # Standard error is the journal's own stream, which blocks when journald hangs: count, say nothing.
+            self.dropped += 1
 
     def close(self) -> None:
         self._sender.close()

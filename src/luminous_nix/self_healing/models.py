@@ -138,16 +138,24 @@ class UnitState:
     start_limit_us: int = 0
     start_limit_burst: int = 0
     restarts: int = 0
-    ended_by: str = ""  # for a unit that systemd no longer remembers, from the journal: stop, itself, never
+    restart_prevented: bool = False  # it ended with a status of RestartPreventExitStatus=
+    aliases: tuple[str, ...] = ()
+    ended_by: str = ""  # from the journal, where the times do not tell: stop, itself, never, unknown
     can_reload: bool = False
     refuse_start: bool = False
     invocation: str = ""
 
     @property
+    def ended_itself(self) -> bool:
+        """Its main process went before it left `active`, so nobody told it to go (systemd notes the exit
+        first). What the times cannot prove, the journal must tell."""
+        was_active = self.active_exit_us >= self.inactive_exit_us > 0
+        return was_active and 0 < self.main_exit_us <= self.active_exit_us
+
+    @property
     def stopped_on_purpose(self) -> bool:
-        """A stop job ended it. systemd notes the main process's exit before it leaves `active` when the
-        process went by itself, and after that when it was told to go (`ActiveExitTimestamp` is set on
-        entering `deactivating`)."""
+        """A stop job ended it: by the journal's word, or because the main process went after it had left
+        `active` (`ActiveExitTimestamp` is set on entering `deactivating`)."""
         if self.ended_by:
             return self.ended_by == "stop"
         was_active = self.active_exit_us >= self.inactive_exit_us > 0
@@ -326,3 +334,4 @@ class HealingResult:
     verdict: Verdict = Verdict.FAILED
     actions_taken: list[str] = field(default_factory=list)
     detail: str = ""
+    would_act: bool = False  # in a dry run: whether anything would be done now

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from .act.operations import OPERATIONS, World
 from .act.runners import ChainRunner, DirectRunner, ManualRunner, Runner, SudoRunner
-from .act.steps import Plan, Step
+from .act.steps import Plan, Step, typed
 from .bus import Bus
 from .decide.actions import CATALOGUE, specify
 from .models import (
@@ -71,12 +71,13 @@ class NixOSPermissionHandler:
         wanted = development_wanted(os.environ if environment is None else environment)
         self.mode = mode or (ExecutionMode.DEVELOPMENT if wanted else ExecutionMode.SERVICE)
         self.world = World(bus or Bus(clock=time.monotonic), roots or Roots())
+        self._socket = self.world.roots.run / HELPER_SOCKET
         self._sudo = find("sudo") if os.geteuid() != 0 else None
         self._runner = runner or self._choose()
 
     def _choose(self) -> Runner:
         if self.mode is ExecutionMode.SERVICE:
-            return _NoHelperRunner(self.world.roots.run / HELPER_SOCKET)
+            return _NoHelperRunner(self._socket)
         root = os.geteuid() == 0
         direct = DirectRunner(self.world.bus, self.world.roots, privileged=root)
         return ChainRunner(direct, *([SudoRunner(self._sudo)] if self._sudo else []), ManualRunner())
@@ -112,16 +113,30 @@ class NixOSPermissionHandler:
             refused=not said and isinstance(problem, ActionRefused | NeedsPrivilege),
         )
 
+    @property
+    def unavailable(self) -> str:
+        """Why nothing can be done here whatever the precheck says; empty when something can."""
+        return _NO_HELPER.format(socket=self._socket) if self.mode is ExecutionMode.SERVICE else ""
+
+    def typed(self, step: Step) -> str:
+        """A step as it would be done here."""
+        return typed(step, root=os.geteuid() == 0)
+
     def get_permission_status(self) -> dict[str, Any]:
         """`mode`, `is_production`, `capabilities`: each action with how it would be had here."""
-        how = "sudo" if self._sudo else "command to type"
-        if os.geteuid() == 0:
-            how = "direct"
         if self.mode is ExecutionMode.SERVICE:
-            there = (self.world.roots.run / HELPER_SOCKET).exists()
-            how = "helper" if there else "unavailable: no helper"
+            how = "unavailable: no helper"
+        elif os.geteuid() == 0:
+            how = "direct"
+        else:
+            how = "sudo, where it needs no password" if self._sudo else "command to type"
+        rows = {
+            name: how + ("" if spec.auto else "; asks first") for name, spec in CATALOGUE.items() if spec.deadline_s
+        }
+        if self.mode is ExecutionMode.DEVELOPMENT and os.geteuid() != 0:
+            rows["kill_process"] = "own processes only; asks first"
         return {
             "mode": self.mode.value,
             "is_production": self.mode is ExecutionMode.SERVICE,
-            "capabilities": dict.fromkeys(CATALOGUE, how),
+            "capabilities": rows,
         }

@@ -64,7 +64,7 @@ async def run(argv: Sequence[str], *, timeout: float, stdin: bytes | None = None
             out, err = await _talk(child, stdin)
             code = await child.wait()
     except TimeoutError:
-        stopped = "was stopped" if await _end_group(child) else "cannot be stopped by this user"
+        stopped = "was stopped" if await _end_group(child) else "what it started cannot be stopped by this user"
         raise ActionFailed(f"{argv[0]} was not done after {timeout:.0f} s and {stopped}") from None
     except asyncio.CancelledError:
         await _end_group(child)
@@ -73,15 +73,18 @@ async def run(argv: Sequence[str], *, timeout: float, stdin: bytes | None = None
 
 
 async def _end_group(child: asyncio.subprocess.Process) -> bool:
-    """Kill the whole group: what a child started may outlive it and hold its output. False when it stays,
-    as what sudo started as another user does."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(2.0):
-            await _talk(child, None)  # to the end of its output, or the pipes stay open
-            await child.wait()
-    return child.returncode is not None
+    """End the child and what it started: TERM first, which sudo hands on to the command that it runs as another
+    user, then KILL for the whole group. True when nobody holds its output any more."""
+    for number, patience in ((signal.SIGTERM, 0.3), (signal.SIGKILL, 0.5)):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, number)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                await _talk(child, None)  # to the end of its output, or the pipes stay open
+                await child.wait()
+                return True
+    child._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001  asyncio offers no other way to let go
+    return False
 
 
 async def _talk(child: asyncio.subprocess.Process, stdin: bytes | None) -> tuple[bytes, bytes]:

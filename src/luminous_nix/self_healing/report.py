@@ -41,7 +41,7 @@ def check_data(issues: list[Issue], readings: list[Reading], sensors: Iterable[S
     sensors = list(sensors)
     return {
         "schema": SCHEMA,
-        "healthy": not issues,
+        "healthy": not issues and any(sensor.ok for sensor in sensors),
         "health": health_score(issues),
         "issues": [issue_data(issue) for issue in issues],
         "readings": {
@@ -85,7 +85,7 @@ def check_lines(data: dict[str, Any]) -> Lines:
     lines: Lines = []
     width = max((len(name) for name in (*data["readings"], *data["sensors"])), default=0)
     for name, reading in data["readings"].items():
-        if name.endswith(":some"):
+        if name.startswith("pressure:") and name.endswith(":some"):
             continue
         style, mark = _MARKS[reading["status"]]
         if reading["value"] is None:
@@ -95,6 +95,8 @@ def check_lines(data: dict[str, Any]) -> Lines:
             figure = f"{reading['value']:6.1f}{percent}   threshold {reading['threshold']:g}{percent.rstrip()}"
         lines.append((style, f"  {mark} {printable(name):<{width}} {figure}"))
     for name, sensor in data["sensors"].items():
+        if sensor["ok"] and name == "services" and not any(issue["type"] == "service" for issue in data["issues"]):
+            lines.append(("green", f"  ✓ {name:<{width}} no unit is down that should run"))
         if not sensor["ok"]:
             lines.append(("yellow", f"  ? {name:<{width}} unknown: {printable(sensor['error'] or '')}"))
     lines.append(("", ""))
@@ -121,17 +123,25 @@ def heal_lines(results: list[HealingResult], *, healthy: bool, dry_run: bool) ->
     lines: Lines = []
     for result in results:
         style, mark = _VERDICTS[result.verdict]
+        if result.verdict is Verdict.DRY_RUN and not result.would_act:
+            style, mark = _VERDICTS[Verdict.REFUSED]
         lines.append((style, f"  {mark} {printable(result.issue.description)}"))
+        taken = f": {printable(', '.join(result.actions_taken))}" if result.actions_taken else ""
+        lines.append(("", f"      {result.verdict.value.replace('_', ' ')}{taken}"))
         said = result.error or result.detail
-        lines.append(("", f"      {result.verdict.value.replace('_', ' ')}: {printable(result.action_taken)}"))
         lines += [("dim", f"      {printable(part)}") for part in said.split("\n") if part]
-    if not results:
-        return [("green", "nothing to heal")]
-    if dry_run:
-        lines.append(("cyan", "this was a dry run: nothing was changed; `luminous-healing heal --apply` acts"))
-    else:
-        lines.append(("green", "all issues are gone") if healthy else ("bold red", "issues remain"))
+    lines.append(_heal_summary(results, healthy=healthy, dry_run=dry_run))
     return lines
+
+
+def _heal_summary(results: list[HealingResult], *, healthy: bool, dry_run: bool) -> tuple[str, str]:
+    if not results:
+        return ("green", "nothing to heal") if healthy else ("yellow", "nothing could be observed")
+    if dry_run:
+        would = any(result.would_act for result in results)
+        hint = "`luminous-healing heal --apply` acts" if would else "and nothing would be"
+        return "cyan", f"this was a dry run: nothing was changed, {hint}"
+    return ("green", "all issues are gone") if healthy else ("bold red", "issues remain")
 
 
 def exit_code(issues: list[Issue], sensors: Iterable[SensorHealth]) -> int:

@@ -6,10 +6,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
+from .decide.actions import Spec
 from .models import Issue, IssueType, ObservationError, Status, Verdict, unit_name
 from .observe.detector import SimpleDetector, measure
 
-_SETTLE_S: Final = 0.4  # a unit that is active must stay so, in the same invocation, this long
+# How long it must stay recovered: a unit in one invocation; a level over several looks, since one sample of
+# the CPU says little.
+_SETTLE_S: Final = {IssueType.SERVICE: 0.4, IssueType.RESOURCE: 1.5, IssueType.SYSTEM: 1.5}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,7 @@ class Look:
     said: str
     final: bool = False
     invocation: str = ""
+    starting: bool = False
 
 
 async def look_at(detector: SimpleDetector, issue: Issue) -> Look:
@@ -44,36 +48,42 @@ async def _look_at_unit(detector: SimpleDetector, name: str) -> Look:
     if unit.active in {"active", "reloading"} or done:
         return Look(Status.OK, said, invocation=unit.invocation)
     over = unit.active in {"failed", "inactive"} and not unit.job
-    return Look(Status.ISSUE, f"{said}: {unit.result}" if over else said, over)
+    said = f"{said}: {unit.result}" if over else said
+    return Look(Status.ISSUE, said, over, starting=unit.active == "activating" and bool(unit.job))
 
 
 async def verify(
     detector: SimpleDetector,
     issue: Issue,
-    deadline_s: float,
+    spec: Spec,
     *,
     clock: Callable[[], float],
     sleep: Callable[[float], Awaitable[None]],
 ) -> tuple[Verdict, str]:
-    """Look until the reading recovered and stays so, or `deadline_s` have passed since the act.
+    """Look until the reading recovered and stays so, or the action's deadline has passed since the act.
 
-    NO_EFFECT when it is still there, FAILED when a unit is down for good or nothing can be seen.
+    A unit that is still starting has until the action's timeout. NO_EFFECT when the trouble is still there,
+    FAILED when a unit is down for good or nothing can be seen.
     """
-    deadline = clock() + deadline_s
-    settled_from, invocation, pause = 0.0, "", 0.02
+    began = clock()
+    settle = _SETTLE_S[issue.type]
+    settled_from: float | None = None
+    invocation, pause = "", 0.02
     while True:
         look, now = await look_at(detector, issue), clock()
         if look.status is Status.OK:
-            if not settled_from or look.invocation != invocation:
+            if settled_from is None or look.invocation != invocation:
                 settled_from, invocation = now, look.invocation
-            if now - settled_from >= (_SETTLE_S if look.invocation else 0.0):
+            if now - settled_from >= settle:
                 return Verdict.HEALED, look.said
         else:
-            settled_from = 0.0
+            settled_from = None
         if look.final:
             return Verdict.FAILED, look.said
-        if now >= deadline:
-            verdict = Verdict.NO_EFFECT if look.status is Status.ISSUE else Verdict.FAILED
+        deadline_s = max(spec.deadline_s, spec.timeout_s) if look.starting else spec.deadline_s
+        # What just recovered may still settle; what comes and goes until then did not recover.
+        if now - began >= deadline_s + (settle if look.status is Status.OK else 0.0):
+            verdict = Verdict.FAILED if look.status is Status.UNKNOWN else Verdict.NO_EFFECT
             return verdict, f"no recovery within {deadline_s:.0f} s: {look.said}"
         await sleep(pause)
-        pause = min(pause * 1.5, 0.1 if issue.type is IssueType.SERVICE else 1.0)
+        pause = min(pause * 1.5, 0.1 if issue.type is IssueType.SERVICE else 0.5)

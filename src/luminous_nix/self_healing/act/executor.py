@@ -36,8 +36,11 @@ class SimpleExecutor:
         if not dry_run:
             log.info("executing %s %s", request.name, dict(request.parameters))
             return await self.handler.execute_healing_action(request.name, request.parameters)
+        refused = self.handler.unavailable
         try:
-            output = (await self.handler.prepare(request)).describe()
+            output = (await self.handler.prepare(request)).describe(self.handler.typed)
         except ActionRefused as error:
-            output = f"would be refused: {error.message}" + (f" ({error.hint})" if error.hint else "")
-        return ExecutionResult(True, output, mode=mode, duration_ms=(time.perf_counter() - started) * 1e3)
+            refused, output = error.message + (f" ({error.hint})" if error.hint else ""), ""
+        told = "\n".join(filter(None, (output, f"would be refused: {refused}" if refused else "")))
+        took = (time.perf_counter() - started) * 1e3
+        return ExecutionResult(True, told, mode=mode, duration_ms=took, refused=bool(refused))

@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from ..bus import Bus, BusRefused, BusUnavailable
 from ..decide.actions import protected
-from ..models import ActionRefused, Roots, UnitState
-from ..observe.procfs import ProcessStat, parse_process
-from ..observe.systemd import read_unit
+from ..models import ActionRefused, ObservationError, Roots, UnitState
+from ..observe.procfs import Mount, ProcessStat, parse_mountinfo, parse_process
+from ..observe.systemd import SystemdSensor, read_unit, relations
 from ..process import find
 from .steps import EndProcess, Plan, RunProgram, Step, UnitJob, WriteFile
 
@@ -34,6 +34,7 @@ _HOLDING_DOWN: Final = frozenset({"powersave", "conservative", "userspace"})
 _RISING: Final = ("schedutil", "ondemand", "performance")  # the gentlest first
 _OWN_POLICY: Final = frozenset({"intel_pstate", "amd-pstate-epp"})  # their "powersave" is a full-range policy
 _YOUNG_S: Final = 60.0
+_DAY_S: Final = 86400.0
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,21 @@ async def observe(_world: World, _arguments: Mapping[str, Any]) -> Plan:
 
 async def _unit(world: World, name: str) -> UnitState:
     if protected(name):
-        raise ActionRefused(f"{name} is in the protected set", "it is never touched; look at it yourself")
+        raise ActionRefused(f"{name} is in the protected set", "it is never touched, so look at it yourself")
+    _no_switch(world)
     try:
-        unit = await read_unit(world.bus, name)
-    except (BusUnavailable, BusRefused) as error:
+        unit = await SystemdSensor(world.bus, world.roots).unit(name)
+    except ObservationError as error:
         raise ActionRefused(f"{name} cannot be looked at: {error.message}", error.hint) from error
-    if protected(unit.name):
-        raise ActionRefused(f"{name} is {unit.name}, which is in the protected set")
+    if guarded := next((alias for alias in (unit.name, *unit.aliases) if protected(alias)), ""):
+        raise ActionRefused(f"{name} is {guarded}, which is in the protected set")
     if unit.load != "loaded" or unit.file_state.startswith("masked"):
         said = {"not-found": "there is no such unit", "masked": "it is masked"}.get(
             unit.load, f"it is {unit.file_state}"
         )
         raise ActionRefused(f"{name}: {said}")
     if unit.job:
-        raise ActionRefused(f"{name} has a job in flight already", "systemd is at work on it; look again later")
+        raise ActionRefused(f"{name} has a job in flight already", "systemd is at work on it, so look again later")
     if unit.sub == "auto-restart":
         raise ActionRefused(f"{name} is being restarted by systemd itself (Restart=)")
     if unit.refuse_start:
@@ -80,7 +82,8 @@ async def _unit(world: World, name: str) -> UnitState:
     return unit
 
 
-def _startable(unit: UnitState, now_s: float) -> tuple[list[str], list[Step]]:
+def _startable(unit: UnitState) -> str:
+    """What the precheck found. Raises ActionRefused."""
     if unit.active in {"active", "reloading", "activating", "deactivating"}:
         raise ActionRefused(f"{unit.name} is {unit.active} ({unit.sub})")
     if unit.stopped_on_purpose:
@@ -90,34 +93,62 @@ def _startable(unit: UnitState, now_s: float) -> tuple[list[str], list[Step]]:
     if unit.file_state == "disabled" and unit.active != "failed":
         raise ActionRefused(f"{unit.name} is disabled")
     if unit.transient:
-        raise ActionRefused(f"{unit.name} is a one-off command; running it again is for whoever started it")
-    checks = [f"{unit.name} is {unit.active} ({unit.result}), not masked, not stopped on purpose, no job in flight"]
+        raise ActionRefused(f"{unit.name} is a one-off command: running it again is for whoever started it")
+    if unit.restart_prevented:
+        raise ActionRefused(f"{unit.name} ended with a status that must not be answered by a restart",
+                            "RestartPreventExitStatus= of the unit says so")  # fmt: skip
+    return f"{unit.name} is {unit.active} ({unit.result}), not masked, not stopped on purpose, no job in flight"
+
+
+def _held(unit: UnitState, now_s: float) -> list[Step]:
+    """A unit in a crash loop rests; after that its counter is reset first. Raises ActionRefused during the rest."""
     if not unit.gave_up:
-        return checks, []
-    since = now_s * 1e6 - unit.inactive_enter_us
+        return []
     hold = max(_HOLD_US, unit.start_limit_us)
-    if since < hold:
-        raise ActionRefused(
-            f"{unit.name} is in a crash loop and held: systemd gave up after {unit.restarts} restarts",
-            f"mend its cause first; one clean start is tried in {(hold - since) / 1e6:.0f} s",
-        )
-    return [*checks, "its start limit was hit, and the hold since then is over"], [
-        UnitJob("ResetFailedUnit", unit.name)
-    ]
+    left = (hold - (now_s * 1e6 - unit.inactive_enter_us)) / 1e6
+    if left > 0:
+        when = f"one clean start is tried in {left:.0f} s" if left < _DAY_S else "only a person starts it again"
+        raise ActionRefused(f"{unit.name} is in a crash loop and held: {unit.restarts} restarts did not help",
+                            f"mend its cause first: {when}")  # fmt: skip
+    return [UnitJob("ResetFailedUnit", unit.name)]
+
+
+async def _no_side_effects(world: World, unit: UnitState) -> None:
+    """Starting a unit stops what conflicts with it and starts what it requires: neither may be against a will."""
+    try:
+        rivals = await relations(world.bus, unit.name, "Conflicts", "ConflictedBy")
+        needed = await relations(world.bus, unit.name, "Requires", "BindsTo", "Requisite")
+        for name, active in rivals.items():
+            if active in {"active", "activating", "reloading"} and not name.endswith(".target"):
+                raise ActionRefused(f"starting {unit.name} would stop {name}, which runs (Conflicts=)")
+        for name, active in needed.items():
+            if active in {"failed", "inactive"} and name.endswith((".service", ".mount")):
+                other = await SystemdSensor(world.bus, world.roots).unit(name)
+                if active == "failed" or other.stopped_on_purpose or other.load != "loaded" or protected(name):
+                    raise ActionRefused(f"{unit.name} needs {name}, which is {active}", "that comes first")
+    except (BusUnavailable, BusRefused, ObservationError) as error:
+        raise ActionRefused(f"what {unit.name} depends on cannot be looked at: {error.message}") from error
 
 
 async def restart_service(world: World, arguments: Mapping[str, Any]) -> Plan:
-    """RestartUnit of a unit that is down; after start-limit-hit it is reset first, once the hold is over."""
-    unit = await _unit(world, arguments["service"])
-    checks, first = _startable(unit, world.clock())
-    return Plan(tuple(checks), (*first, UnitJob("RestartUnit", unit.name)))
+    """Start a unit that is down; in a crash loop it is reset first, once the hold is over.
+
+    StartUnit and not RestartUnit, which would take along running units that require this one.
+    """
+    return await _start(world, arguments["service"])
 
 
 async def start_unit(world: World, arguments: Mapping[str, Any]) -> Plan:
     """StartUnit of a unit that is down."""
-    unit = await _unit(world, arguments["unit"])
-    checks, first = _startable(unit, world.clock())
-    return Plan(tuple(checks), (*first, UnitJob("StartUnit", unit.name)))
+    return await _start(world, arguments["unit"])
+
+
+async def _start(world: World, name: str) -> Plan:
+    unit = await _unit(world, name)
+    found = _startable(unit)
+    first = _held(unit, world.clock())
+    await _no_side_effects(world, unit)
+    return Plan((found,), (*first, UnitJob("StartUnit", unit.name)))
 
 
 async def reload_service(world: World, arguments: Mapping[str, Any]) -> Plan:
@@ -243,24 +274,35 @@ async def _nobody_else_owns_the_governor(world: World) -> None:
 # -- disk ----------------------------------------------------------------------------------------------------
 
 
-def _same_filesystem(arguments: Mapping[str, Any], place: Path, what: str) -> None:
-    mount = arguments.get("filesystem")
+def _same_filesystem(world: World, arguments: Mapping[str, Any], place: Path, what: str) -> None:
+    """By st_dev, or where that differs by the mount table: the subvolumes of one btrfs have devices of their own."""
+    wanted = arguments.get("filesystem")
     try:
-        if mount is not None and Path(mount).stat().st_dev != place.stat().st_dev:
-            raise ActionRefused(f"{what} is not on {mount}: freeing it would not help there")
+        if wanted is None or Path(wanted).stat().st_dev == place.stat().st_dev:
+            return
     except OSError as error:
         raise ActionRefused(f"{error.filename} cannot be looked at: {error.strerror}") from error
+    mounts = parse_mountinfo(_read(world.roots.proc / "self/mountinfo"))
+    if not _source(mounts, Path(wanted)) == _source(mounts, place.resolve()) != "":
+        raise ActionRefused(f"{what} is not on {wanted}: freeing it would not help there")
+
+
+def _source(mounts: list[Mount], path: Path) -> str:
+    """The block device that the innermost mount around a path comes from, or empty."""
+    around = [mount for mount in mounts if path.is_relative_to(mount.path)]
+    source = max(around, key=lambda mount: len(mount.path)).source if around else ""
+    return source if source.startswith("/dev/") else ""
 
 
 async def clean_nix_store(world: World, arguments: Mapping[str, Any]) -> Plan:
     """Collect dead store paths up to a bound, at idle I/O priority. Never -d: generations are the backup."""
     store = world.roots.nix / "store"
-    collector = world.finder("nix-store")
-    if collector is None or not store.is_dir():
-        raise ActionRefused("there is no nix store on this host" if collector else "nix is not installed")
-    _same_filesystem(arguments, store, "the nix store")
-    if (world.roots.run / "nixos/switch-to-configuration.lock").exists() and _switching(world):
-        raise ActionRefused("a switch of the system's generation is in progress", "look again when it is done")
+    if not store.is_dir():
+        raise ActionRefused("there is no nix store on this host")
+    if (collector := world.finder("nix-store")) is None:
+        raise ActionRefused("nix is not installed")
+    _same_filesystem(world, arguments, store, "the nix store")
+    _no_switch(world)
     bound = arguments.get("max_freed_bytes") or _bytes_above(store, 0.80)
     gentle = tuple(
         word
@@ -273,13 +315,18 @@ async def clean_nix_store(world: World, arguments: Mapping[str, Any]) -> Plan:
                 (RunProgram(argv, 1800.0, unprivileged=True),))  # fmt: skip
 
 
-def _switching(world: World) -> bool:
+def _no_switch(world: World) -> None:
     """switch-to-configuration holds its lock with flock(2); /proc/locks names the holder's inode."""
+    lock = world.roots.run / "nixos/switch-to-configuration.lock"
     try:
-        inode = (world.roots.run / "nixos/switch-to-configuration.lock").stat().st_ino
-        return any(line.split()[5].endswith(f":{inode}") for line in _read(world.roots.proc / "locks").splitlines())
+        if not lock.exists():
+            return
+        inode = lock.stat().st_ino
+        held = any(line.split()[5].endswith(f":{inode}") for line in _read(world.roots.proc / "locks").splitlines())
     except (OSError, IndexError) as error:
         raise ActionRefused(f"whether a switch is in progress is unknown: {error}") from error
+    if held:
+        raise ActionRefused("a switch of the system's generation is in progress", "look again when it is done")
 
 
 def _bytes_above(place: Path, share: float) -> int:
@@ -291,14 +338,14 @@ def _bytes_above(place: Path, share: float) -> int:
 
 
 async def vacuum_journal(world: World, arguments: Mapping[str, Any]) -> Plan:
-    """Drop the oldest journal files down to half of what there is, or to the size that was asked for."""
+    """Drop the oldest journal files: no more than is needed and never more than half, or to the size asked for."""
     place = world.roots.journal
     tool = world.finder("journalctl")
     if tool is None or not place.is_dir():
         raise ActionRefused("there is no journal on disk")
-    _same_filesystem(arguments, place, "the journal")
+    _same_filesystem(world, arguments, place, "the journal")
     size = sum(file.stat().st_blocks * 512 for file in place.glob("*/*.journal"))
-    keep = arguments.get("keep_bytes") or max(64 * _MIB, size // 2)
+    keep = arguments.get("keep_bytes") or max(64 * _MIB, size // 2, size - _bytes_above(place, 0.80))
     if size <= keep:
         raise ActionRefused(f"the journal takes only {size // _MIB} MiB; at least {keep // _MIB} MiB of it are kept")
     return Plan((f"the journal takes {size // _MIB} MiB; its newest {keep // _MIB} MiB stay",),

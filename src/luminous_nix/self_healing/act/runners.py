@@ -51,7 +51,7 @@ class DirectRunner:
         assert_never(step)
 
     async def _unit_job(self, step: UnitJob) -> str:
-        body = (step.unit,) if step.method == "ResetFailedUnit" else (step.unit, "replace")
+        body = (step.unit,) if step.method == "ResetFailedUnit" else (step.unit, "fail")
         try:
             await self._bus.call(MANAGER, step.method, "s" * len(body), body)
         except BusRefused as error:
@@ -68,10 +68,14 @@ class DirectRunner:
                 await _in_thread(partial(_write_file, step.path, step.text.encode()))
         except PermissionError as error:
             raise NeedsPrivilege(f"{step.path} is not writable for this user") from error
+        except RuntimeError as error:  # no thread to be had: the host is out of processes
+            raise ActionFailed(f"writing {step.path}: {error}") from error
         except TimeoutError:
             raise ActionFailed(f"writing {step.path} took more than {step.timeout_s:.0f} s") from None
         except OSError as error:
             if not (step.partial_ok and error.errno == errno.EAGAIN):
+                if error.errno == errno.EROFS:
+                    raise NeedsPrivilege(f"{step.path} is read-only in here") from error
                 raise ActionFailed(f"writing {step.path}: {error.strerror}") from error
             return f"{step.path}: a part"
         return f"{step.path} = {step.text}"
@@ -174,13 +178,15 @@ class SudoRunner:
         program = process.find(step.command[0]) if not step.command[0].startswith("/") else step.command[0]
         if program is None:
             raise ActionFailed(f"{step.command[0]} is not installed")
-        argv = (self._sudo, "-n", "--", program, *step.command[1:])
-        done = await process.run(argv, timeout=limit, stdin=stdin)
-        if done.returncode == 0:
-            return done.last_words[:300]
-        if done.stderr.startswith("sudo:"):
-            raise NeedsPrivilege(f"sudo: {done.last_words.removeprefix('sudo: ')}")
-        raise ActionFailed(f"{step.command[0]} ended with {done.returncode}: {done.last_words:.300}")
+        command = (program, *step.command[1:])
+        # Asked first: afterwards nobody can tell sudo's own complaints from the program's.
+        allowed = await process.run((self._sudo, "-n", "-l", "--", *command), timeout=10.0)
+        if allowed.returncode != 0:
+            raise NeedsPrivilege(f"sudo: {allowed.last_words.removeprefix('sudo: ') or 'not allowed'}")
+        done = await process.run((self._sudo, "-n", "--", *command), timeout=limit, stdin=stdin)
+        if done.returncode != 0:
+            raise ActionFailed(f"{step.command[0]} ended with {done.returncode}: {done.last_words:.300}")
+        return done.last_words[:300]
 
 
 class ManualRunner:

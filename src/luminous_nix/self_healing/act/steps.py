@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,11 +65,12 @@ class EndProcess:
 Step = UnitJob | WriteFile | RunProgram | EndProcess
 
 
-def typed(step: Step) -> str:
-    """The step as a person would type it."""
+def typed(step: Step, *, root: bool = False) -> str:
+    """The step as a person would type it, as root or with sudo."""
+    sudo = "" if root or (isinstance(step, RunProgram) and step.unprivileged) else "sudo "
     if isinstance(step, WriteFile):
-        return f"echo {shlex.quote(step.text)} | sudo tee -- {shlex.quote(str(step.path))}"
-    return "sudo " + shlex.join(step.command)
+        return f"echo {shlex.quote(step.text)} | {sudo}tee -- {shlex.quote(str(step.path))}"
+    return sudo + shlex.join(step.command)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,6 @@ class Plan:
     steps: tuple[Step, ...]
     undo: tuple[Step, ...] = ()
 
-    def describe(self) -> str:
-        """For a dry run and for the log."""
-        return "\n".join([*self.checks, *(f"would run: {typed(step)}" for step in self.steps)])
+    def describe(self, how: Callable[[Step], str]) -> str:
+        """For a dry run; `how` says a step as it would be done."""
+        return "\n".join([*self.checks, *(f"would run: {how(step)}" for step in self.steps)])

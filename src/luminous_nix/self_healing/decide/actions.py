@@ -65,7 +65,7 @@ def valid_unit(value: Any) -> str:
     fullmatch, because `$` would let a newline pass.
     """
     name = unit_name(value) if isinstance(value, str) else ""
-    if not _UNIT.fullmatch(name):
+    if not _UNIT.fullmatch(name) or "@." in name:  # a bare template is no unit
         raise ValueError("the name of a service, socket, timer or mount unit")
     return name
 

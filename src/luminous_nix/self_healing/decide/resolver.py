@@ -31,15 +31,20 @@ LADDERS: Final[Mapping[tuple[IssueType, str, str], tuple[_Rung, ...]]] = Mapping
         (IssueType.SERVICE, "unit", ""): (_RESTART,),
         (IssueType.SERVICE, "unit", "unit_inactive"): (_START, _RESTART),
         (IssueType.SERVICE, "unit", "one_off"): (),
+        (IssueType.SERVICE, "unit", "job_failed"): (),
+        (IssueType.SERVICE, "unit", "unclear"): (),
         (IssueType.RESOURCE, "cpu", ""): (_GOVERNOR,),
         (IssueType.RESOURCE, "memory", ""): (_RECLAIM,),
         (IssueType.RESOURCE, "disk", ""): (_COLLECT, _VACUUM),
         (IssueType.RESOURCE, "disk", "inodes"): (_COLLECT,),
         (IssueType.SYSTEM, "system", ""): (_ROLLBACK,),
         (IssueType.SYSTEM, "system", "pressure"): (),
+        (IssueType.SYSTEM, "system", "health"): (),
         (IssueType.SYSTEM, "system", UNCLASSIFIED): (),
     }
 )
+
+_WATCHED_ONLY: Final = frozenset({"one_off", "job_failed", "unclear"})
 
 # What `get_action` names, by type and class of component.
 _FIRST: Final[Mapping[str, _Rung]] = MappingProxyType({
@@ -58,7 +63,7 @@ class SimpleResolver:
 
     def get_action(self, issue: Issue) -> dict[str, Any]:
         """The first remedy as `{"action": name, "parameters": {...}}`; `observe` where nothing is known to help."""
-        if issue.type is IssueType.SERVICE and issue.kind != "one_off":
+        if issue.type is IssueType.SERVICE and issue.kind not in _WATCHED_ONLY:
             return {"action": "restart_service", "parameters": {"service": issue.component}}
         if issue.kind and not self._rungs(issue):
             return {"action": OBSERVE, "parameters": {}}

@@ -30,6 +30,7 @@ from .systemd import SystemdSensor
 
 log = logging.getLogger(__name__)
 
+_SAMPLED: Final = frozenset({"cpu", "memory", "load", "pressure", "disk"})
 _WARM_UP_S: Final = 0.1
 
 # A reading's class (what stands before the colon) → its threshold, its check, and how people read it.
@@ -59,7 +60,11 @@ class _ThresholdTable(dict[str, str | None]):
     """Reading → the threshold that it is held against, None for one that is shown only; filled as names come."""
 
     def __missing__(self, reading: str) -> str | None:
-        key = None if reading.endswith(":some") else _CLASSES[reading.partition(":")[0]][0]
+        key = (
+            None
+            if reading.startswith("pressure:") and reading.endswith(":some")
+            else _CLASSES[reading.partition(":")[0]][0]
+        )
         if len(self) < 4096:
             self[reading] = key
         return key
@@ -133,25 +138,38 @@ def measure(snapshot: Snapshot, issue: Issue) -> float | None:
 def judge_unit(unit: UnitState) -> Issue | None:
     """Whether a unit that is not running is an issue: not when someone stopped, disabled or masked it, not
     while a job or systemd's own restart is in flight, not when something else starts it on demand."""
-    if unit.load != "loaded" or unit.file_state.startswith("masked"):
+    if unit.load != "loaded" or unit.file_state.startswith("masked") or unit.job:
         return None
-    if unit.job or unit.active in {"active", "activating", "reloading"}:
-        return None
-    if unit.stopped_on_purpose or not unit.condition:
+    if unit.active not in {"failed", "inactive"} or unit.stopped_on_purpose or not unit.condition:
         return None
     if unit.active == "failed":
-        kind = "one_off" if unit.transient else "crash_loop" if unit.gave_up else "unit_failed"
-        return _unit_issue(unit, kind, failure(unit))
-    if unit.active != "inactive" or unit.kind == "oneshot" or unit.triggered or unit.file_state == "disabled":
+        return _unit_issue(unit, _failed_kind(unit), failure(unit))
+    on_demand = unit.kind == "oneshot" or unit.triggered or unit.name.endswith(".mount")
+    if on_demand or unit.file_state == "disabled":
         return None
     never = unit.ended_by == "never" or not (unit.ended_by or unit.inactive_exit_us)
     return _unit_issue(unit, "unit_inactive", "it was never started" if never else "it ended by itself")
 
 
+def _failed_kind(unit: UnitState) -> str:
+    """The kinds that are only watched: a one-off command, a job that its timer runs again, and a unit of
+    which nobody can tell whether it was stopped on purpose."""
+    if unit.transient:
+        return "one_off"
+    if unit.kind == "oneshot" and unit.triggered:
+        return "job_failed"
+    if unit.ended_by == "unknown":
+        return "unclear"
+    return "crash_loop" if unit.gave_up else "unit_failed"
+
+
+_WATCHED_ONLY: Final = frozenset({"one_off", "job_failed", "unclear"})
+
+
 def _unit_issue(unit: UnitState, kind: str, cause: str) -> Issue:
     component = unit.name.removesuffix(".service")
     what = "failed" if unit.active == "failed" else "is not running"
-    grade = Severity.LOW if kind == "one_off" else Severity.HIGH
+    grade = Severity.LOW if kind in _WATCHED_ONLY else Severity.HIGH
     return Issue(IssueType.SERVICE, grade, f"{unit.name} {what}: {cause}", component, 0.0, 1.0, kind=kind,
                  cause=cause, metrics={"result": unit.result, "restarts": unit.restarts})  # fmt: skip
 
@@ -266,8 +284,9 @@ class SimpleDetector:
             values.pop(name, None)
         units: tuple[UnitState, ...] = ()
         if self._services_wanted:
-            units, error = await self.units.read(self.monitored_units)
+            units, error, unclear = await self.units.read(self.monitored_units)
             looks.append(("services", error, clock() - at))
+            looks += [(f"unit:{name}", why, 0) for name, why in unclear.items()]
         if log.isEnabledFor(logging.DEBUG):
             log.debug("readings %s; unknown: %s", values, [look for look in looks if look[1]])
         return Snapshot(values, units, tuple(looks))
@@ -291,7 +310,7 @@ class SimpleDetector:
             found.append(Reading(name, value, "load" if name == "load" else "percent", status, threshold))
         seen = {_CLASSES[name.partition(":")[0]][1] for name in snapshot.values}
         for sensor in snapshot.sensors:
-            if not sensor.ok and sensor.name not in seen and sensor.name != "services":
+            if not sensor.ok and sensor.name not in seen and sensor.name in _SAMPLED:
                 unit = "load" if sensor.name == "load" else "percent"
                 found.append(Reading(sensor.name, None, unit, Status.UNKNOWN))
         return found

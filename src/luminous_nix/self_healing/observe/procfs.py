@@ -2,7 +2,8 @@
 
 Files are opened once and read again with pread; the text → value functions are pure and refuse what
 they do not understand with ValueError. The root of the world is a parameter. Reading a filesystem asks
-the kernel's superblock only; network filesystems are left out, because a dead server would hold the loop.
+the kernel's superblock only; network filesystems are left out, and so are FUSE ones, because a dead server
+would hold the loop.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def real_filesystems(mounts: Iterable[Mount], *, tmpfs: bool = False, ignore: It
     best: dict[str, str] = {}
     for device, path, fstype, source in mounts:
         real = source.startswith("/dev/") or fstype in _REAL or (fstype == "overlay" and path == "/")
-        if fstype in _IMAGES or not (real or (tmpfs and fstype in _MEMORY)):
+        if fstype in _IMAGES or fstype.startswith("fuse") or not (real or (tmpfs and fstype in _MEMORY)):
             continue
         if path.startswith("/run/host/") or any(fnmatchcase(path, pattern) for pattern in ignored):
             continue
