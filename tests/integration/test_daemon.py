@@ -78,3 +78,39 @@ def test_it_ends_at_once_when_told(daemon: Host) -> None:
     daemon.guest.run("systemctl", "stop", UNIT)
     assert unit_property(daemon.guest, UNIT, "Result") == "success"
     assert time.monotonic() - began < 30  # far below TimeoutStopSec=90: it was not killed
+
+
+def test_a_blind_sensor_is_told_and_not_called_well(daemon: Host) -> None:
+    """Also: connections that fail while the bus does not answer leave no open file behind."""
+    pid = unit_property(daemon.guest, UNIT, "MainPID")
+
+    def files() -> int:
+        return len(daemon.guest.run("ls", f"/proc/{pid}/fd").stdout.split())
+
+    wait_for(lambda: unit_property(daemon.guest, UNIT, "StatusText") == "all is well", what="a first cycle")
+    before = files()
+    daemon.guest.run("systemctl", "kill", "-s", "STOP", "dbus.service")
+    try:
+        time.sleep(25)
+    finally:
+        bus = daemon.guest.run("pgrep", "-x", "dbus-daemon", "-u", "messagebus").stdout.split()[0]
+        daemon.guest.run("kill", "-CONT", bus)
+    assert [line for line in journal(daemon) if "not observed: services" in line["MESSAGE"]]
+    wait_for(lambda: unit_property(daemon.guest, UNIT, "StatusText") == "all is well", what="it recovered by itself")
+    assert files() <= before + 2
+
+
+def test_a_frozen_journal_does_not_hold_the_loop(daemon: Host) -> None:
+    daemon.guest.run("systemctl", "kill", "-s", "STOP", "systemd-journald.service")
+    unit = "frozen-victim.service"
+    try:
+        service(
+            daemon.guest, "frozen-victim", "/bin/sleep infinity", None, StandardOutput="null", StandardError="null"
+        )
+        daemon.guest.run("systemctl", "start", unit)
+        daemon.guest.run("systemctl", "kill", "-s", "KILL", unit)
+        wait_for(lambda: unit_property(daemon.guest, unit, "ActiveState") == "active", what="healed all the same")
+    finally:
+        daemon.guest.run("systemctl", "kill", "-s", "CONT", "systemd-journald.service")
+    assert unit_property(daemon.guest, UNIT, "NRestarts") == "0"
+    daemon.guest.run("systemctl", "stop", unit)
