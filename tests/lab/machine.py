@@ -96,8 +96,11 @@ class Machine(Guest):
             overlay = [str(source / "disk.qcow2"), str(guest._directory / "disk.qcow2")]
             host_run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", *overlay])
             guest._start(None if cold else source / "memory")
-            guest._connect(patience=2 if cold else 15)
-            guest._settle()
+            if cold:
+                guest._come_up()
+            else:
+                guest._connect(patience=15)
+                guest._settle()
         except BaseException:
             guest.close()
             raise
@@ -232,14 +235,27 @@ class Machine(Guest):
         self._disconnect()
         while self._receive("event")["event"] != "RESET":
             pass
-        self._connect()
-        self._settle()
+        self._come_up()
 
     def power_cut(self) -> None:
         """Lose all that was not on the disk yet, and boot from the same disk."""
         self._stop(kill=True)
         self._start()
-        self._connect()
+        self._come_up()
+
+    def _come_up(self) -> None:
+        """Wait for a machine that really boots. Now and then emulated CPUs hang before the kernel's first word:
+        then it is switched off and on again."""
+        for patience in (90, 120, 300):
+            try:
+                self._connect(timeout=patience)
+            except GuestError:
+                if patience == 300:
+                    raise
+                self._stop(kill=True)
+                self._start()
+            else:
+                break
         self._settle()
 
     def _stop(self, kill: bool) -> None:
