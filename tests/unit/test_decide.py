@@ -8,7 +8,6 @@ import pytest
 
 from luminous_nix.self_healing.act.operations import OPERATIONS
 from luminous_nix.self_healing.decide.actions import CATALOGUE, Risk, protected, specify, valid_unit
-from luminous_nix.self_healing.decide.limits import Ledger, Limits, check
 from luminous_nix.self_healing.decide.resolver import LADDERS, SimpleResolver
 from luminous_nix.self_healing.models import Action, ActionRefused, Issue, IssueType, Severity
 
@@ -209,35 +208,3 @@ class Custom(SimpleResolver):
 )
 def test_an_overridden_get_action_is_the_only_rung(component: str, rungs: tuple[Action, ...]) -> None:
     assert Custom().climb(issue(RESOURCE, component)) == rungs
-
-
-# -- limits, on single cases; the laws are in tests/property ------------------------------------------------------
-
-
-def test_a_cooldown_is_counted_from_the_end_of_an_act_and_per_target() -> None:
-    limits = Limits()
-    ledger = Ledger().begin(1000.0).end("nginx", 1060.0, limits)
-    denial = check(ledger, limits, "nginx", 1100.0)
-    assert denial is not None
-    assert (denial.rule, denial.lifts_in_s) == ("cooldown", 260.0)
-    assert check(ledger, limits, "nginx", 1360.0) is None
-    assert check(ledger, limits, "other", 1100.0) is None
-    assert check(ledger, limits, "nginx", 1100.0, climbing=True) is None
-
-
-def test_the_eleventh_heal_of_an_hour_waits_for_the_first_to_age() -> None:
-    ledger = Ledger()
-    for number in range(10):
-        ledger = ledger.begin(1000.0 + number)
-    denial = check(ledger, Limits(), "x", 1100.0, climbing=True)
-    assert denial is not None
-    assert (denial.rule, denial.lifts_in_s) == ("hourly limit", 3500.0)
-    assert check(ledger, Limits(), "x", 4600.0) is None
-    assert check(Ledger(), Limits(heals_per_hour=0), "x", 0.0) is not None
-
-
-def test_the_rule_that_lifts_last_is_named() -> None:
-    limits = Limits(heals_per_hour=1)
-    denial = check(Ledger().begin(1000.0).end("x", 1000.0, limits), limits, "x", 1001.0)
-    assert denial is not None
-    assert denial.rule == "hourly limit"

@@ -22,13 +22,15 @@ from typing import Any
 from . import __version__
 from .bus import Bus, BusRefused, BusUnavailable
 from .config import Loaded, load
-from .daemon import Daemon, build_engine
+from .daemon import Daemon, build_engine, open_store, state_file
 from .healing_engine import SimplifiedHealingEngine
 from .journal import JournalHandler, connected_to_journal
 from .models import CHECKS, ConfigError, HealingError, Issue, SensorHealth, Verdict
 from .observe.systemd import read_unit
 from .permission_handler import NixOSPermissionHandler
+from .records import explain_lines, history_lines
 from .report import SCHEMA, Lines, check_data, check_lines, exit_code, heal_data, heal_lines, printable, summary
+from .store import Store
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")
 _UNIT = "luminous-healing.service"
@@ -69,6 +71,13 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--interval", type=float, metavar="SECONDS", help="pause between two looks (default 60)")
     run.add_argument("--dry-run", action="store_true", default=None, help="tell what would be done, change nothing")
     add("status", _status, "the daemon's state and the host's health in a few lines", look)
+    history = add("history", _history, "what was done, newest first")
+    history.add_argument("component", nargs="?", default="", metavar="UNIT|COMPONENT", help="only what concerns it")
+    history.add_argument("--number", type=int, default=20, metavar="N", help="at most so many (default 20)")
+    explain = add("explain", _explain, "one heal from evidence to verdict")
+    explain.add_argument(
+        "what", metavar="ID|UNIT|COMPONENT", help="a record's id or its beginning; else the newest heal"
+    )
     config = commands.add_parser("config", help="check or show the configuration")
     which = config.add_subparsers(dest="config_command", required=True, metavar="check|show")
     for name, function, text in (
@@ -152,12 +161,17 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _heal(arguments: argparse.Namespace) -> int:
     loaded = _load(arguments)
-    engine = build_engine(loaded.settings)
+    engine = build_engine(loaded.settings, store=_store(arguments.apply))
     if arguments.apply and loaded.settings.dry_run:
         where = loaded.sources.get("dry_run", "")
         raise ConfigError([f"dry_run is set by {where}: --apply does not override it"], "take it out there to act")
     engine.dry_run = not arguments.apply or arguments.dry_run
     return asyncio.run(_heal_once(engine, arguments))
+
+
+def _store(acting: bool) -> Store | None:
+    """The kept acts. A dry run reads them where there are some, and makes no file."""
+    return open_store(os.environ) if acting or state_file(os.environ).exists() else None
 
 
 async def _heal_once(engine: SimplifiedHealingEngine, arguments: argparse.Namespace) -> int:
@@ -214,6 +228,34 @@ async def _look(engine: SimplifiedHealingEngine) -> tuple[dict[str, Any], list[I
     finally:
         await engine.executor.handler.world.bus.close()
     return check_data(issues, engine.detector.readings(snapshot), snapshot.sensors), issues, snapshot.sensors
+
+
+def _history(arguments: argparse.Namespace) -> int:
+    component = arguments.component.removesuffix(".service")
+    records = _kept(lambda store: store.records(component=component, number=max(1, arguments.number)))
+    lines: Lines = history_lines(records) or [("", "nothing was done yet")]
+    _show(arguments, {"schema": SCHEMA, "records": records}, lines)
+    return 0
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    what = arguments.what.removesuffix(".service")
+    found = _kept(lambda store: [one] if (one := store.record(what)) else store.records(component=what, number=1))
+    if not found:
+        raise HealingError(f"there is no record of {arguments.what!r:.100}", "`luminous-healing history` lists them")
+    _show(arguments, {"schema": SCHEMA, "record": found[0]}, explain_lines(found[0]))
+    return 0
+
+
+def _kept(read: Callable[[Store], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Read from the store; a host on which nothing was done yet has none."""
+    if not state_file(os.environ).exists():
+        return []
+    store = open_store(os.environ)
+    try:
+        return read(store)
+    finally:
+        store.close()
 
 
 def _config_check(arguments: argparse.Namespace) -> int:

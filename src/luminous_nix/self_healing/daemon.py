@@ -5,28 +5,47 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from .act.executor import SimpleExecutor
 from .bus import Bus
 from .config import Loaded, Settings
-from .healing_engine import SimplifiedHealingEngine
+from .healing_engine import SimplifiedHealingEngine, boot_clock
 from .journal import notify, watchdog_seconds
 from .models import ConfigError, HealingResult, Verdict
 from .observe.detector import SimpleDetector
 from .permission_handler import NixOSPermissionHandler
 from .report import printable
+from .store import Store
 
 log = logging.getLogger(__name__)
 
 _STUCK_S = 2400.0  # longer than any action may take: a cycle that lasts longer hangs
 
 
-def build_engine(settings: Settings, bus: Bus | None = None) -> SimplifiedHealingEngine:
-    """An engine for this host with these settings."""
+def state_file(environment: Mapping[str, str]) -> Path:
+    """Where acts and records are kept: systemd's StateDirectory=, the host's, or for a user the XDG place."""
+    if given := environment.get("STATE_DIRECTORY", "").partition(":")[0]:
+        return Path(given) / "state.db"
+    if os.geteuid() == 0:
+        return Path("/var/lib/luminous-healing/state.db")
+    home = environment.get("XDG_STATE_HOME") or f"{environment.get('HOME', '/nonexistent')}/.local/state"
+    return Path(home) / "luminous-healing/state.db"
+
+
+def open_store(environment: Mapping[str, str]) -> Store:
+    """The store of this host or user. It opens in any case; a fault shows in `fault`, and then nothing acts."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    return Store(state_file(environment), clock=boot_clock, boot_id=boot_id)
+
+
+def build_engine(settings: Settings, bus: Bus | None = None, store: Store | None = None) -> SimplifiedHealingEngine:
+    """An engine for this host with these settings; without a store it keeps its acts in memory."""
     executor = SimpleExecutor(NixOSPermissionHandler(settings.mode, bus=bus))
     detector = SimpleDetector(
         settings.thresholds,
@@ -43,6 +62,7 @@ def build_engine(settings: Settings, bus: Bus | None = None) -> SimplifiedHealin
         dry_run=settings.dry_run,
         verbose=settings.verbose,
         limits=settings.limits,
+        store=store,
     )
 
 
@@ -52,7 +72,8 @@ class Daemon:
     def __init__(self, loaded: Loaded, reread: Callable[[], Loaded]) -> None:
         self.settings = loaded.settings
         self._bus = Bus(clock=time.monotonic)
-        self.engine = build_engine(loaded.settings, self._bus)
+        self._store = open_store(os.environ)
+        self.engine = build_engine(loaded.settings, self._bus, self._store)
         self._reread = reread
         self._turned_at = 0.0
         self._told: set[str] = set()
@@ -85,6 +106,7 @@ class Daemon:
             for number in handlers:
                 loop.remove_signal_handler(number)
             await self._bus.close()
+            self._store.close()
 
     def reload(self) -> None:
         """Take the configuration as it is now; a bad one is told, and the old one stays."""
@@ -96,7 +118,7 @@ class Daemon:
             first = printable(error.problems[0])
             notify(f"STATUS=bad configuration, the old one stays: {first}")
             return
-        fresh, old = build_engine(settings, self._bus), self.engine
+        fresh, old = build_engine(settings, self._bus, self._store), self.engine
         # The running loop keeps its engine, and with it the record of past acts; its parts are exchanged.
         old.detector, old.executor = fresh.detector, fresh.executor
         old.healing_enabled, old.dry_run, old.verbose = fresh.healing_enabled, fresh.dry_run, fresh.verbose

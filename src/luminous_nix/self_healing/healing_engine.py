@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
 from .act.executor import SimpleExecutor
-from .decide.actions import specify
-from .decide.limits import Ledger, Limits, check
+from .decide.actions import specify, target_of
+from .decide.limits import Act, Limits, Request, check
+from .decide.policy import postponed
 from .decide.resolver import SimpleResolver
 from .models import (
     Action,
@@ -31,6 +33,8 @@ from .models import (
     Verdict,
 )
 from .observe.detector import SimpleDetector, health_score
+from .records import record
+from .store import Store, StoreFault
 from .verify import look_at, verify
 
 __all__ = ["Issue", "IssueType", "SelfHealingEngine", "Severity", "SimplifiedHealingEngine"]
@@ -39,8 +43,6 @@ __all__ += ["create_self_healing_engine", "quick_heal"]
 log = logging.getLogger(__name__)
 
 DRY: Final = "[DRY RUN] "
-_HEALTH_FLOOR: Final = 30  # below this nothing heals by itself
-_BUSY_PRESSURE: Final = 20.0  # % of the last minute in which all tasks waited
 
 
 def boot_clock() -> float:
@@ -64,6 +66,7 @@ class SimplifiedHealingEngine:
         dry_run: bool = False,
         verbose: bool = False,
         limits: Limits | None = None,
+        store: Store | None = None,
         clock: Callable[[], float] = boot_clock,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -77,8 +80,9 @@ class SimplifiedHealingEngine:
         self.interval = 60.0
         self._clock = clock
         self._sleep = sleep
-        self._ledger = Ledger()
+        self.store = store or Store(None, clock=clock, boot_id="")
         self._acting = asyncio.Lock()
+        self._incident = ""  # under way now
         self._stops: list[asyncio.Event] = []
         self.last = Snapshot({})  # the newest look
         self._open: frozenset[str] = frozenset()
@@ -90,9 +94,11 @@ class SimplifiedHealingEngine:
     async def detect_and_heal(self) -> list[HealingResult]:
         """One cycle: look, and heal what may be healed by itself. Returns a result for every issue."""
         snapshot, issues = await self.look()
-        postponed = self._postponed(snapshot, issues)
+        health = health_score(issues)
         return [
-            self._refused(issue, why) if (why := postponed(issue)) else await self.heal_issue(issue)
+            self._refused(issue, why)
+            if not self.dry_run and (why := postponed(issue, issues, snapshot.values, health))
+            else await self.heal_issue(issue)
             for issue in issues
         ]
 
@@ -176,6 +182,7 @@ class SimplifiedHealingEngine:
     # -- one heal --------------------------------------------------------------------------------------------
 
     async def _heal(self, issue: Issue) -> HealingResult:
+        self._incident = secrets.token_hex(6)
         try:
             rungs = self.resolver.climb(issue)
         except Exception as error:
@@ -185,7 +192,17 @@ class SimplifiedHealingEngine:
             return self._refused(issue, "watched only: nothing is known to help against it safely")
         if self.dry_run:
             return await self._rehearse(issue, rungs)
-        return await self._climb(issue, rungs)
+        try:
+            with self.store.exclusive():
+                return self._kept(await self._climb(issue, rungs))
+        except StoreFault as error:
+            return self._refused(issue, _with_hint(error.message, error.hint))
+
+    def _kept(self, result: HealingResult) -> HealingResult:
+        """Write the record. An incident that nothing was done about leaves none."""
+        if result.actions_taken or result.verdict is Verdict.RECOVERED_BY_ITSELF:
+            self.store.keep(record(result, self._incident, self.store.now()))
+        return result
 
     async def _rehearse(self, issue: Issue, rungs: tuple[Action, ...]) -> HealingResult:
         """Say what would be done; nothing is spent and nothing is touched."""
@@ -196,7 +213,7 @@ class SimplifiedHealingEngine:
         told, would_act = [], False
         for rung, answer in answers:
             told.append(f"{rung.name}: {answer.output or answer.error}")
-            if denied := self._denied(issue, rung, climbing=False):
+            if denied := self._denied(issue, rung):
                 told.append(f"{rung.name}: now refused: {denied}")
             would_act |= not answer.refused and not denied
         return HealingResult(
@@ -213,7 +230,7 @@ class SimplifiedHealingEngine:
             if self.dry_run:  # switched on since the rung below
                 reasons.append(f"{rung.name}: a dry run was asked for meanwhile")
                 break
-            if denied := self._denied(issue, rung, climbing=bool(taken)):
+            if denied := self._denied(issue, rung):
                 reasons.append(f"{rung.name}: {denied}")
                 continue
             before = await look_at(self.detector, issue)
@@ -231,7 +248,7 @@ class SimplifiedHealingEngine:
                 break
         return self._result(issue, taken, verdict, "\n".join(reasons))
 
-    def _denied(self, issue: Issue, rung: Action, *, climbing: bool) -> str:
+    def _denied(self, issue: Issue, rung: Action) -> str:
         try:
             spec, arguments = specify(rung)
         except ActionRefused as error:
@@ -242,45 +259,35 @@ class SimplifiedHealingEngine:
             return "watched only: its severity is LOW"
         if not spec.auto:
             return f"it is {spec.risk.value} and asks a person first"
-        denial = check(self._ledger, self.limits, _target(issue, arguments), self._clock(), climbing=climbing)
-        return f"{denial.rule}: {denial.reason}; lifts in {denial.lifts_in_s:.0f} s" if denial else ""
+        request = Request(target_of(issue, arguments), rung.name, self._incident, issue.fingerprint())
+        try:
+            denials = check(self.store.acts(), self.limits, request, self.store.now())
+        except StoreFault as error:
+            return _with_hint(error.message, error.hint)
+        return "; ".join(f"{denial.rule}: {denial.reason}; lifts {denial.lifts}" for denial in denials)
 
     async def _act(self, issue: Issue, rung: Action) -> tuple[Verdict, str]:
-        """Spend the budget, act, measure. Only a refusal gives it back: nothing was touched."""
+        """Keep the intent, act, measure, keep the outcome. Only a refusal gives the budget back: nothing was
+        touched. Raises StoreFault when the intent cannot be kept: no record, no act."""
         spec, arguments = specify(rung)
-        former, self._ledger = self._ledger, self._ledger.begin(self._clock())
-        touched = True
+        act = Act(target_of(issue, arguments), rung.name, self._incident, issue.fingerprint(), self.store.now())
+        number = self.store.begin(act)
+        verdict, said = Verdict.FAILED, "it was broken off"
         try:
             answer = await self.executor.execute(rung)
-            touched = not answer.refused
-            if not touched:
-                return Verdict.REFUSED, _with_hint(answer.error, answer.suggestion)
-            if not answer.success:
-                return Verdict.FAILED, _with_hint(answer.error, answer.suggestion)
-            return await verify(self.detector, issue, spec, clock=self._clock, sleep=self._sleep)
+            if answer.success:
+                verdict, said = await verify(self.detector, issue, spec, clock=self._clock, sleep=self._sleep)
+            else:
+                verdict = Verdict.REFUSED if answer.refused else Verdict.FAILED
+                said = _with_hint(answer.error, answer.suggestion)
         finally:
-            ended = self._ledger.end(_target(issue, arguments), self._clock(), self.limits)
-            self._ledger = ended if touched else former
+            if verdict is Verdict.REFUSED:
+                self.store.forget(number)
+            else:
+                self.store.end(number, ended=self.store.now(), effective=verdict is Verdict.HEALED)
+        return verdict, said
 
     # -- small things ----------------------------------------------------------------------------------------
-
-    def _postponed(self, snapshot: Snapshot, issues: list[Issue]) -> Callable[[Issue], str]:
-        """Why an automatic heal waits: the host is too sick, or busy with worse than a MEDIUM issue."""
-        health = health_score(issues)
-        worse = next((issue for issue in issues if issue.severity >= Severity.HIGH), None)
-        stalled = next((name for name in ("pressure:memory:full", "pressure:io:full")
-                        if snapshot.values.get(name, 0.0) > _BUSY_PRESSURE), None)  # fmt: skip
-
-        def why(issue: Issue) -> str:
-            if self.dry_run:
-                return ""
-            if health < _HEALTH_FLOOR:
-                return f"health is {health}, below {_HEALTH_FLOOR} nothing heals by itself: a person is needed"
-            if issue.severity is Severity.MEDIUM and (worse or stalled):
-                return f"postponed until resources allow: {worse.description if worse else stalled}"
-            return ""
-
-        return why
 
     def _refused(self, issue: Issue, why: str) -> HealingResult:
         return HealingResult(issue, "none", success=False, error=why, verdict=Verdict.REFUSED)
@@ -294,13 +301,6 @@ class SimplifiedHealingEngine:
 
     def _tell(self, text: str, *values: object) -> None:
         log.log(logging.INFO if self.verbose else logging.DEBUG, text, *values)
-
-
-def _target(issue: Issue, arguments: Mapping[str, Any]) -> str:
-    """What an act works on, whatever the issue is called: the unit, the filesystem, or the component."""
-    mount = arguments.get("filesystem") or issue.metrics.get("mount")
-    unit = arguments.get("service") or arguments.get("unit")
-    return str(unit or (f"disk:{mount}" if mount else issue.component))
 
 
 def _with_hint(message: str | None, hint: str | None) -> str:

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, Final
 
-from ..models import Action, ActionRefused, nearest, unit_name
+from ..models import Action, ActionRefused, Issue, nearest, unit_name
 
 
 class Category(StrEnum):
@@ -165,3 +165,10 @@ def specify(action: Action) -> tuple[Spec, dict[str, Any]]:
     if missing:
         raise ActionRefused(f"{spec.name} needs {', '.join(missing)}")
     return spec, checked
+
+
+def target_of(issue: Issue, arguments: Mapping[str, Any]) -> str:
+    """What an act works on, whatever the issue is called: the unit, the filesystem, or the component."""
+    mount = arguments.get("filesystem") or issue.metrics.get("mount")
+    unit = arguments.get("service") or arguments.get("unit")
+    return str(unit or (f"disk:{mount}" if mount else issue.component))
