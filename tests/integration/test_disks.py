@@ -63,9 +63,9 @@ def test_freeing_elsewhere_is_refused(host: Host, small: str) -> None:
 def test_a_collection_frees_dead_paths_and_keeps_live_ones(host: Host) -> None:
     """Debian's nix, a store of its own: two dead paths go, the rooted one stays, no generation is touched."""
     run = host.guest.run
-    live = run("sh", "-c", "echo live > /root/live && nix-store --add /root/live").stdout.strip()
-    run("nix-store", "--add-root", "/root/root", "--indirect", "--realise", live)
-    add = "head -c 3000000 /dev/urandom > /root/dead%d && nix-store --add /root/dead%d"
+    live = run("sh", "-c", "echo live > /var/tmp/live && nix-store --add /var/tmp/live").stdout.strip()
+    run("nix-store", "--add-root", "/var/tmp/live-root", "--indirect", "--realise", live)
+    add = "head -c 3000000 /dev/urandom > /var/tmp/dead%d && nix-store --add /var/tmp/dead%d"
     dead = [run("sh", "-c", add % (n, n)).stdout.strip() for n in range(2)]
     script = (
         "import asyncio; from luminous_nix.self_healing import SimpleExecutor;"

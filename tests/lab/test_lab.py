@@ -127,11 +127,11 @@ def test_machine_keeps_its_disk_over_reboot_and_power_cut(machine: Machine) -> N
         return machine.run("cat", "/proc/sys/kernel/random/boot_id").stdout
 
     boots = [boot_id()]
-    machine.write("/root/kept", "text")
+    machine.write("/srv/kept", "text")
     machine.reboot()
     boots.append(boot_id())
-    machine.write("/root/lost", "not on the disk yet")
+    machine.write("/srv/lost", "not on the disk yet")
     machine.power_cut()
     boots.append(boot_id())
     assert len(set(boots)) == 3
-    assert machine.run("ls", "/root").stdout.split() == ["kept"]
+    assert machine.run("ls", "/srv").stdout.split() == ["kept"]

@@ -1,4 +1,4 @@
-"""act/operations.py: what each action comes to on a host of files, and when it is refused."""
+"""act/operations: what each action comes to on a host of files, and when it is refused."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The catalogue: every action by name, with its arguments, its risk and what it should achieve. [pure]
 
-Adding an action is a row here and an operation of the same name in act/operations.py.
+Adding an action is a row here and an operation of the same name in act/operations/.
 """
 
 from __future__ import annotations
