@@ -279,8 +279,15 @@ def test_the_fullest_filesystem_is_disk_and_others_say_their_place() -> None:
     values = {"disk:/": 91.0, "disk:/var": 97.0, "inodes:/": 95.0, "inodes:/var": 1.0, "disk:/ok": 5.0}
     issues = find_issues(Snapshot(values), Thresholds())
     assert {(issue.component, issue.kind, issue.metrics["mount"]) for issue in issues} == {
-        ("disk", "bytes", "/var"), ("disk:/", "bytes", "/"), ("disk:/", "inodes", "/"),
-    }  # fmt: skip
+        ("disk", "bytes", "/var"),
+        ("disk:/", "inodes", "/"),
+    }
+
+
+def test_bytes_and_inodes_of_one_filesystem_are_one_issue_of_the_fuller() -> None:
+    for disk, inodes, kind in ((99.0, 95.0, "bytes"), (95.0, 99.0, "inodes"), (97.0, 97.0, "bytes")):
+        (issue,) = find_issues(Snapshot({"disk:/": disk, "inodes:/": inodes}), Thresholds())
+        assert (issue.component, issue.kind, issue.metric_value) == ("disk", kind, max(disk, inodes))
 
 
 def test_inodes_of_a_host_whose_bytes_are_unknown() -> None:

@@ -89,8 +89,6 @@ class SimplifiedHealingEngine:
         self._counts = {"detected": 0, "resolved": 0, "failed": 0}
         self._last_check: datetime | None = None
 
-    # -- the public loop -------------------------------------------------------------------------------------
-
     async def detect_and_heal(self) -> list[HealingResult]:
         """One cycle: look, and heal what may be healed by itself. Returns a result for every issue."""
         snapshot, issues = await self.look()
@@ -178,8 +176,6 @@ class SimplifiedHealingEngine:
     def set_threshold(self, metric: str, value: float) -> None:
         """Raises ConfigError for an unknown metric or a value out of range."""
         self.detector.thresholds[metric] = value
-
-    # -- one heal --------------------------------------------------------------------------------------------
 
     async def _heal(self, issue: Issue) -> HealingResult:
         self._incident = secrets.token_hex(6)
@@ -286,8 +282,6 @@ class SimplifiedHealingEngine:
             else:
                 self.store.end(number, ended=self.store.now(), effective=verdict is Verdict.HEALED)
         return verdict, said
-
-    # -- small things ----------------------------------------------------------------------------------------
 
     def _refused(self, issue: Issue, why: str) -> HealingResult:
         return HealingResult(issue, "none", success=False, error=why, verdict=Verdict.REFUSED)

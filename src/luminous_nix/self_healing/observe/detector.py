@@ -78,7 +78,7 @@ def find_issues(snapshot: Snapshot, thresholds: Mapping[str, float]) -> list[Iss
     issues = []
     for name, value in snapshot.values.items():
         key = _THRESHOLD_OF[name]
-        if key is not None and value >= thresholds[key]:
+        if key is not None and value >= thresholds[key] and not _lesser(name, value, snapshot.values):
             issues.append(_resource_issue(name, value, thresholds[key], snapshot.values))
     for unit in snapshot.units:
         if (issue := judge_unit(unit)) is not None:
@@ -89,6 +89,16 @@ def find_issues(snapshot: Snapshot, thresholds: Mapping[str, float]) -> list[Iss
                                 float(health), float(_SICK), kind=HEALTH))  # fmt: skip
         issues.sort(key=lambda issue: -issue.severity)
     return issues
+
+
+_RIVAL: Final = {"disk": "inodes", "inodes": "disk"}
+
+
+def _lesser(name: str, value: float, values: Mapping[str, float]) -> bool:
+    """One issue a filesystem: of bytes and inodes, the one that is less used is left out."""
+    kind, _, mount = name.partition(":")
+    other = values.get(f"{_RIVAL.get(kind)}:{mount}", -1.0)
+    return other > value or (other == value and kind == "inodes")
 
 
 def _resource_issue(name: str, value: float, threshold: float, values: Mapping[str, float]) -> Issue:
