@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP = $$([ -x $(BIN)/pip ] && echo $(BIN)/python -m pip || echo $(PYTHON) -m pip --python $(BIN)/python) \
 	--disable-pip-version-check --quiet
 
-.PHONY: run test lint completions clean
+.PHONY: run test lint mutation completions clean
 
 run: $(VENV)/.run  ## set up, then one healing cycle on this host, in a dry run
 	@$(BIN)/luminous-healing check; echo; $(BIN)/luminous-healing heal; code=$$?; [ $$code -le 1 ]
@@ -21,6 +21,10 @@ lint: $(VENV)/.dev  ## formatting, lint, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+mutation: $(VENV)/.dev  ## change the decisions one thing at a time, and see whether their tests notice
+	@$(BIN)/python -c 'import cosmic_ray' 2>/dev/null || $(PIP) install 'cosmic-ray>=8.4,<9'
+	$(BIN)/python tools/mutation.py $(MODULES)
 
 completions: $(VENV)/.dev  ## generate the shell completions again
 	$(BIN)/python tools/completions.py

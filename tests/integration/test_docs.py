@@ -26,7 +26,8 @@ def console_commands() -> list[str]:
 
 def environment(home: Path) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {"PATH": path, "HOME": str(home), "PYTHONPATH": str(CHECKOUT / "src")}
+    own = {name: str(home / name.lower()) for name in ("STATE_DIRECTORY", "RUNTIME_DIRECTORY")}
+    return {"PATH": path, "HOME": str(home), "PYTHONPATH": str(CHECKOUT / "src"), **own}
 
 
 @pytest.mark.parametrize("command", [line for line in console_commands() if line.startswith("luminous-healing ")])

@@ -39,9 +39,19 @@ def test_the_cooldown_holds_over_calls_and_the_heal_is_explained(host: Host, cle
     assert code == 0
     assert "healed" in out
     assert "restart_service" in out
-    code, out, _ = host.command("explain", "kept.service")
+    code, out, _ = host.command("explain", "kept.service")  # the newest: why nothing is done now
     assert code == 0
-    for words in ("main process was killed by SIGKILL", "acts      restart_service", "verdict   healed"):
+    for words in ("restart_service(service=kept.service): not taken", "gate ✗    cooldown: ", "verdict   refused"):
+        assert words in out
+    first = host.data("history", "kept")["records"][-1]
+    code, out, _ = host.command("explain", first["id"])
+    assert code == 0
+    told = ("main process was killed by SIGKILL", "restart_service(service=kept.service): taken",
+            "gate ✓    protected set: kept.service is not in it", "gate ✓    cooldown: over",
+            "gate ✓    rate: hourly limit: 0 of 10", "predicted: the unit is active and stays so",
+            "before    kept.service is failed (failed): signal", "after     kept.service is active (running)",
+            "verdict   healed")  # fmt: skip
+    for words in told:
         assert words in out
     code, _, err = host.command("explain", "nothing-of-the-kind")
     assert code == 2
@@ -67,23 +77,29 @@ def test_a_corrupt_store_means_observe_only_and_is_kept(host: Host, cleanup: Cal
         refused = host.heal("kept", *ONLY)
         assert refused["verdict"] == "refused"
         assert "the store is out of order" in refused["error"]
+    _, out, _ = host.command("status", *ONLY)
+    assert "nothing will act" in out
     assert "state.db.corrupt-1" in host.guest.run("ls", STATE).stdout
     assert unit_property(host.guest, unit, "ActiveState") == "failed"
+    accepted = host.command("resume", "--store")  # by a person
+    assert accepted[:2] == (0, "a new store begins\nhealing goes on\n")
+    assert host.heal("kept", *ONLY)["verdict"] == "healed"
     cleanup("kept")
 
 
 def test_a_full_state_filesystem_stops_every_act(host: Host, cleanup: Callable[..., None]) -> None:
     unit = broken(host, "kept")
     host.guest.run("mkdir", "-p", STATE)
-    host.guest.run("mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", STATE)
+    host.guest.run("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", STATE)
     try:
-        host.guest.run("sh", "-c", f"head -c 130000 /dev/zero > {STATE}/filler", check=False)
+        host.guest.run("sh", "-c", f"head -c 1040000 /dev/zero > {STATE}/filler", check=False)
         refused = host.heal("kept", *ONLY)
         assert refused["verdict"] == "refused"
         assert "store" in refused["error"]
         assert unit_property(host.guest, unit, "ActiveState") == "failed"
         host.guest.run("rm", f"{STATE}/filler")
-        assert host.heal("kept", *ONLY)["verdict"] == "healed"
+        healed = host.heal("kept", *ONLY)
+        assert healed["verdict"] == "healed", healed["error"]
     finally:
         host.guest.run("umount", STATE)
     cleanup("kept")

@@ -120,7 +120,7 @@ class TestSelfHealingIntegration:
         assert not result.success
         assert result.verdict is Verdict.REFUSED
         assert "hourly limit" in str(result.error)
-        assert "lifts in" in str(result.error)
+        assert "lifts when the limit is raised" in str(result.error)
 
     def test_set_threshold_is_live(self) -> None:
         engine = create_self_healing_engine(dry_run=True)

@@ -142,7 +142,7 @@ def test_a_failed_one_off_command_is_told_and_not_repeated(host: Host) -> None:
 
 
 def test_a_watched_unit_that_does_not_exist_is_unknown(host: Host) -> None:
-    data = host.data("check", "--unit", "no-such-thing")
+    data = host.data("check", "--unit", "no-such-thing", "--check", "services")
     assert data["issues"] == []
     assert data["sensors"]["services"]["ok"] is True
     assert data["sensors"]["unit:no-such-thing.service"]["error"] == "there is no such unit"
@@ -271,16 +271,20 @@ def test_a_healthy_dependant_keeps_running(host: Host) -> None:
     run("systemctl", "stop", "user", "base")
 
 
-def test_a_failed_job_of_a_timer_is_told_and_not_repeated(host: Host) -> None:
+def test_a_failed_job_of_a_timer_is_run_once_more_and_then_left(host: Host) -> None:
     service(host.guest, "backup", "/bin/sh -c 'echo ran >> /var/tmp/backup.log; exit 1'", None, Type="oneshot")
     host.guest.write("/etc/systemd/system/backup.timer", "[Timer]\nOnCalendar=2035-01-01\n")
     host.guest.run("systemctl", "daemon-reload")
     host.guest.run("systemctl", "start", "backup.timer")
     host.guest.run("systemctl", "start", "backup", check=False)
     (issue,) = host.issues("backup")
-    assert (issue["kind"], issue["severity"]) == ("job_failed", "low")
-    assert host.heal("backup", "--check", "services")["verdict"] == "refused"
-    assert host.guest.run("cat", "/var/tmp/backup.log").stdout == "ran\n"
+    assert (issue["kind"], issue["severity"]) == ("job_failed", "medium")
+    once = host.heal("backup", "--check", "services")
+    assert (once["action"], once["verdict"]) == ("rerun_timer", "failed")
+    again = host.heal("backup", "--check", "services")
+    assert again["verdict"] == "refused"
+    assert "1 rerun of a job in 24 hours" in again["error"]
+    assert host.guest.run("cat", "/var/tmp/backup.log").stdout == "ran\nran\n"
     host.guest.run("systemctl", "stop", "backup.timer")
     host.guest.run("systemctl", "reset-failed", "backup")
 

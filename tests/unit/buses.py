@@ -53,6 +53,7 @@ class Systemd:
     def __init__(self) -> None:
         self.unit: dict[str, dict[str, tuple[str, Any]]] = {}
         self.typed: dict[str, dict[str, tuple[str, Any]]] = {}
+        self.manager: dict[str, tuple[str, Any]] = {"SystemState": ("s", "running")}  # and logind's properties
         self.denied = ""  # the D-Bus error name that every job is answered with
         self.jobs: list[tuple[str, tuple[Any, ...]]] = []
 
@@ -67,10 +68,11 @@ class Systemd:
         self.typed[name] = {"Result": ("s", "success"), "Type": ("s", "simple")} | dict(typed or {})
 
     @contextlib.asynccontextmanager
-    async def on(self, address: str) -> AsyncIterator[None]:
-        """Be there, at this bus, for as long as the block lasts."""
+    async def on(self, address: str, *more: str) -> AsyncIterator[None]:
+        """Be there, at this bus, for as long as the block lasts; also under these names."""
         connection = await open_dbus_connection(address)
-        await connection.send(message_bus.RequestName(_NAME))
+        for name in (_NAME, *more):
+            await connection.send(message_bus.RequestName(name))
         task = asyncio.get_running_loop().create_task(self._serve(connection))
         try:
             yield
@@ -94,6 +96,10 @@ class Systemd:
             path = message.header.fields[HeaderFields.path]
             name = bytes.fromhex(path.rpartition("/")[2]).decode()
             return new_method_return(message, "a{sv}", (self._properties(name, message.body[0]),))
+        if member == "Get":
+            if (value := self.manager.get(message.body[1])) is None:
+                return new_error(message, "org.freedesktop.DBus.Error.UnknownProperty", "s", ("no such property",))
+            return new_method_return(message, "v", (value,))
         if member == "ListUnitsFiltered":
             failed = [name for name, unit in self.unit.items() if unit["ActiveState"][1] == "failed"]
             return new_method_return(message, "a(ssssssouso)", ([self._row(name) for name in failed],))

@@ -32,12 +32,32 @@ def cli(*arguments: str | bytes, **env: str) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered here is nobody else's past."""
+    for name in ("STATE_DIRECTORY", "RUNTIME_DIRECTORY"):
+        monkeypatch.setitem(ENVIRONMENT, name, str(tmp_path / name.lower()))
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+
+
 @pytest.fixture
 def empty(tmp_path: Path) -> str:
     """A configuration that sets nothing, in place of this host's own."""
     path = tmp_path / "empty.toml"
     path.write_text("", encoding="utf-8")
     return str(path)
+
+
+@pytest.mark.parametrize("arguments", [("history",), ("status", "--check", "memory"), ("explain", "nginx")])
+def test_a_mistake_in_the_configuration_keeps_nobody_from_steering(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.write_text("oops", encoding="utf-8")
+    told = cli(*arguments, "--config", str(bad))
+    assert "goes by the defaults" in told.stderr
+    assert ("nothing was done yet" in told.stdout) is (arguments[0] == "history")
+    assert ("health" in told.stdout) is (arguments[0] == "status")
 
 
 CALM = ("--check", "memory", "--threshold", "memory=100")

@@ -140,7 +140,7 @@ COOLDOWN = f"limits.cooldown_seconds: must be a number from 300 to 86400 {TIGHTE
         pytest.param("[thresholds]\ncpu_precent = 5", "did you mean 'thresholds.cpu_percent'", id="threshold"),
         pytest.param("[treshold]\na = 1", "[treshold]: unknown table, did you mean 'thresholds'",
                      id="table-misspelt"),
-        pytest.param("[nonsense]\na = 1", "config.toml: [nonsense]: unknown table, known: limits, thresholds",
+        pytest.param("[nonsense]\na = 1", "config.toml: [nonsense]: unknown table, known: limits, policy, thresholds",
                      id="unknown-table"),
         pytest.param("[thresholds]\ncpu = 150", "must be a number from 0 to 100, not 150", id="threshold-150"),
         pytest.param("[thresholds]\ncpu = nan", "must be a number from 0 to 100, not nan", id="threshold-nan"),
@@ -286,7 +286,7 @@ def test_the_problems_of_all_sources_are_told_at_once(etc: Callable[..., Path]) 
         load(None, {"LUMINOUS_HEALING_VERBOSE": "perhaps"}, {"monitored_units": ["../x", "../y"]})
     problems = sorted(error.value.problems)
     wanted = sorted([
-        f"{one}: [nonsense]: unknown table, known: limits, thresholds",
+        f"{one}: [nonsense]: unknown table, known: limits, policy, thresholds",
         f"{one}: {INTERVAL} not 0",
         f"{two}: not TOML: ",
         f"{three}: dry_run: must be true or false, not 1",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from luminous_nix.self_healing.act.operations import OPERATIONS
-from luminous_nix.self_healing.decide.actions import CATALOGUE, Risk, protected, specify, valid_unit
+from luminous_nix.self_healing.decide.actions import CATALOGUE, Risk, protected, specify, target_of, valid_unit
 from luminous_nix.self_healing.decide.resolver import LADDERS, SimpleResolver
 from luminous_nix.self_healing.models import Action, ActionRefused, Issue, IssueType, Severity
 
@@ -64,6 +64,22 @@ def test_a_good_unit_name(name: str, unit: str) -> None:
         pytest.param("kill_process", {"pid": -5, "start_time": 5}, "from 2", id="process-group"),
         pytest.param("kill_process", {"pid": 77}, "needs start_time", id="no-identity"),
         pytest.param("rollback_generation", {"generation": 0}, "from 1", id="generation-0"),
+        pytest.param("limit_unit", {}, "needs unit", id="no-unit"),
+        pytest.param("limit_unit", {"unit": "a", "memory_high_bytes": 1}, "from 1048576", id="memory-of-a-byte"),
+        pytest.param("limit_unit", {"unit": "a", "cpu_weight": 0}, "from 1 to 10000", id="weight-0"),
+        pytest.param("limit_unit", {"unit": "a", "cpu_quota_percent": 12.5}, "whole number", id="part-of-a-percent"),
+        pytest.param("limit_unit", {"unit": "a", "io_weight": 10_001}, "from 1 to 10000", id="weight-above"),
+        pytest.param("freeze_unit", {"unit": "a\n"}, "name of a service", id="newline-in-unit"),
+        pytest.param("free_memory", {"unit": "../a"}, "name of a service", id="slash-in-unit"),
+        pytest.param("prune_generations", {"keep": 2}, "from 3 to 100", id="keep-2"),
+        pytest.param("rebuild_system", {"flake": "."}, "takes no 'flake'", id="nothing-is-evaluated"),
+        pytest.param("run_plugin", {}, "needs name", id="no-plugin"),
+        pytest.param("run_plugin", {"name": "../x"}, "short word", id="path-as-plugin"),
+        pytest.param("run_plugin", {"name": "x", "issue": [1]}, "mapping of plain values", id="issue-is-a-list"),
+        pytest.param("run_plugin", {"name": "x", "issue": {"a": {1}}}, "mapping of plain", id="issue-with-a-set"),
+        pytest.param("run_plugin", {"name": "x", "issue": {"a": float("nan")}}, "mapping of plain", id="nan"),
+        pytest.param("run_plugin", {"name": "x", "issue": {"a": "x" * 70_000}}, "64 KiB at most", id="flood"),
+        pytest.param("run_plugin", {"name": "x", "parameters": {(1, 2): 3}}, "mapping of plain", id="odd-key"),
     ],
 )
 def test_arguments_out_of_grammar_are_refused(name: str, parameters: dict[str, Any], said: str) -> None:
@@ -106,9 +122,51 @@ def test_every_row_has_an_operation_and_every_operation_a_row() -> None:
 def test_a_row_is_complete(name: str) -> None:
     spec = CATALOGUE[name]
     assert spec.effect
+    assert spec.precheck
+    assert spec.undo
+    assert spec.asks_with <= set(spec.arguments)
     assert 0 <= spec.deadline_s <= 600
     assert spec.timeout_s > 0
     assert not (spec.auto and spec.risk is Risk.IRREVERSIBLE) or name in {"clean_nix_store", "vacuum_journal"}
+
+
+AUTO = {
+    "observe", "limit_unit", "thaw_unit", "adjust_swappiness", "set_cpu_governor", "clear_system_cache",
+    "reload_service", "start_unit", "restart_service", "rerun_timer", "vacuum_journal", "clean_nix_store",
+}  # fmt: skip
+
+
+def test_what_may_happen_unasked() -> None:
+    assert {name for name, spec in CATALOGUE.items() if spec.auto} == AUTO
+    assert {name: set(spec.asks_with) for name, spec in CATALOGUE.items() if spec.asks_with} == {
+        "clear_system_cache": {"drop_caches"},
+        "restart_service": {"running", "again"},
+    }
+
+
+def test_a_mapping_is_copied_when_it_is_checked() -> None:
+    inner = {"b": [1, (2,)]}
+    _, arguments = specify(Action("run_plugin", {"name": "x", "issue": {"a": inner}}))
+    inner["b"].append(3)
+    assert arguments["issue"] == {"a": {"b": [1, [2]]}}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "target"),
+    [
+        ("limit_unit", {"unit": "a"}, "a.service"),
+        ("rerun_timer", {"unit": "a.timer"}, "a.timer"),
+        ("free_memory", {"unit": "a"}, "a.service"),
+        ("free_memory", {}, "memory"),
+        ("run_plugin", {"name": "mend", "unit": "a"}, "a.service"),
+        ("run_plugin", {"name": "mend"}, "plugin:mend"),
+        ("clean_disk", {"filesystem": "/var"}, "disk:/var"),
+        ("rebuild_system", {}, "memory"),
+    ],
+)
+def test_what_an_act_works_on(name: str, parameters: dict[str, Any], target: str) -> None:
+    _, arguments = specify(Action(name, parameters))
+    assert target_of(Issue(IssueType.RESOURCE, Severity.HIGH, "x", "memory"), arguments) == target
 
 
 ORDER = [Risk.REVERSIBLE, Risk.DISRUPTIVE, Risk.IRREVERSIBLE]
@@ -117,9 +175,9 @@ ORDER = [Risk.REVERSIBLE, Risk.DISRUPTIVE, Risk.IRREVERSIBLE]
 @pytest.mark.parametrize("key", LADDERS, ids=str)
 def test_every_rung_is_in_the_catalogue_and_ladders_climb(key: tuple[IssueType, str, str]) -> None:
     rungs = LADDERS[key]
-    risks = [ORDER.index(CATALOGUE[name].risk) for name, _ in rungs]
+    risks = [ORDER.index(CATALOGUE[rung.name].risk) for rung in rungs]
     assert risks == sorted(risks)
-    for name, arguments in rungs:
+    for name, arguments, _ in rungs:
         assert set(arguments) <= set(CATALOGUE[name].arguments)
 
 
@@ -176,8 +234,15 @@ def test_the_first_remedy(trouble: Issue, action: str, parameters: dict[str, Any
         (issue(SERVICE, "nginx", "unit_failed"), ["restart_service"]),
         (issue(SERVICE, "nginx", "unit_inactive"), ["start_unit", "restart_service"]),
         (issue(SERVICE, "run-u1", "one_off"), []),
-        (issue(RESOURCE, "disk", "bytes", mount="/"), ["clean_nix_store", "vacuum_journal"]),
-        (issue(RESOURCE, "disk:/var", "inodes", mount="/var"), ["clean_nix_store"]),
+        (issue(RESOURCE, "disk", "bytes", mount="/"), ["clean_nix_store", "vacuum_journal", "clean_disk"]),
+        (issue(RESOURCE, "disk:/var", "inodes", mount="/var"), ["clean_nix_store", "clean_disk"]),
+        (issue(SERVICE, "backup", "job_failed"), ["rerun_timer"]),
+        (issue(RESOURCE, "memory"), ["clear_system_cache"]),
+        (
+            issue(RESOURCE, "memory", unit="leaky.service", running=True),
+            ["clear_system_cache", "limit_unit", "restart_service"],
+        ),
+        (issue(SYSTEM, "system", "shared_cause"), []),
         (issue(RESOURCE, "swap"), []),
         (issue(SYSTEM, "system", "pressure"), []),
         (Issue("aliens_landed", Severity.HIGH, "x"), []),  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from luminous_nix.self_healing.bus import Bus
+from luminous_nix.self_healing.decide.judge import find_issues, health_score, measure, severity
 from luminous_nix.self_healing.decide.thresholds import Thresholds
 from luminous_nix.self_healing.models import (
     CHECKS,
@@ -19,14 +20,7 @@ from luminous_nix.self_healing.models import (
     Status,
     UnitState,
 )
-from luminous_nix.self_healing.observe.detector import (
-    SimpleDetector,
-    cpu_count,
-    find_issues,
-    health_score,
-    measure,
-    severity,
-)
+from luminous_nix.self_healing.observe.detector import SimpleDetector, cpu_count
 from tests.unit.buses import BusDaemon, Systemd
 from tests.unit.host import Clock, FakeHost, no_bus
 

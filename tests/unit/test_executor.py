@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from luminous_nix.self_healing.models import Action, ActionFailed, ExecutionMode
 from luminous_nix.self_healing.permission_handler import NixOSPermissionHandler
 from luminous_nix.self_healing.process import find
 from tests.unit.host import FakeHost, Recorder, no_bus
+from tests.unit.worlds import rooted
 
 pytestmark = pytest.mark.anyio
 
@@ -60,6 +62,29 @@ async def test_a_dry_run_tells_a_precheck_that_would_refuse(host: FakeHost, mode
     answer = await executor(host, Recorder(), mode).execute({"action": "rollback_generation"}, dry_run=True)
     assert (answer.success, answer.refused) == (True, True)
     assert answer.output == "would be refused: this host has no NixOS generations (rolling back is for NixOS)"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files of root")
+async def test_a_plugin_by_its_own_name(host: FakeHost) -> None:
+    file = rooted(host).write(host.root / "plugins/mend", "#!/bin/sh\n")
+    file.chmod(0o755)
+    file.parent.chmod(0o755)
+    runner = Recorder()
+    at = executor(host, runner, ExecutionMode.DEVELOPMENT)
+    request = {"action": "mend", "parameters": {"a": 1}}
+    told = await at.execute(request, dry_run=True)
+    assert (told.success, told.refused, runner.steps) == (True, False, [])
+    assert f"| {file}" in told.output
+    assert (await at.execute(request)).success
+    (step,) = runner.steps
+    assert isinstance(step, RunProgram)
+    assert step.command == (str(file),)
+    (answer, bad) = (
+        await at.execute({"action": "mended"}),
+        await at.execute({"action": "mend", "parameters": {"a": {1}}}),
+    )
+    assert (answer.refused, bad.refused) == (True, True)
+    assert "parameters must be a mapping of plain values" in str(bad.error)
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
@@ -110,6 +135,12 @@ async def test_sudo_writes_a_file_by_tee(tmp_path: Path) -> None:
     assert knob.read_bytes() == b"10"
     command = f"{find('tee')} -- {knob}"
     assert log(tmp_path) == [f"-n -l -- {command}", f"-n -- {command}"]
+
+
+async def test_sudo_hands_on_what_a_program_reads_and_knows_a_refusal(tmp_path: Path) -> None:
+    assert await sudo(tmp_path, FORWARD).run(RunProgram(("cat",), 30, stdin="fed")) == "fed"
+    with pytest.raises(ActionFailed, match=r"^sh refused: not mine$"):
+        await sudo(tmp_path, FORWARD).run(RunProgram(("sh", "-c", "echo not mine; exit 2"), 30, refused_exit=2))
 
 
 @pytest.mark.parametrize(

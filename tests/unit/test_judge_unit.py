@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from luminous_nix.self_healing.decide.judge import judge_unit
 from luminous_nix.self_healing.models import IssueType, UnitState
-from luminous_nix.self_healing.observe.detector import judge_unit
 
 HERE = Path(__file__).parent
 CASES = sorted((HERE.parent / "cases/units").glob("*.json"))

@@ -4,50 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from luminous_nix.self_healing.act.operations import OPERATIONS, World
-from luminous_nix.self_healing.act.steps import EndProcess, Plan, RunProgram, UnitJob, WriteFile
-from luminous_nix.self_healing.bus import Bus
+from luminous_nix.self_healing.act.steps import EndProcess, Knob, RunProgram, UnitJob, WriteFile
 from luminous_nix.self_healing.models import ActionRefused
 from tests.unit.buses import BusDaemon, Systemd
-from tests.unit.host import Clock, FakeHost, no_bus
+from tests.unit.host import FakeHost
+from tests.unit.worlds import here, lock, managed, nowhere, only, plan, rooted, world
 
 pytestmark = pytest.mark.anyio
 MIB = 1 << 20
 S = 1_000_000
-
-
-def here(program: str) -> str:
-    return f"/bin/{program}"
-
-
-def nowhere(program: str) -> None:
-    return None
-
-
-def world(host: FakeHost, finder: Callable[[str], str | None] = here, bus: Bus | None = None) -> World:
-    return World(bus or no_bus(), host.roots, Clock(10_000.0), finder)
-
-
-async def plan(at: World, name: str, **arguments: Any) -> Plan:
-    return await OPERATIONS[name](at, arguments)
-
-
-# -- units ---------------------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def managed(host: FakeHost, daemon: BusDaemon, systemd: Systemd) -> AsyncIterator[World]:
-    bus = Bus(daemon.address, clock=Clock())
-    async with systemd.on(daemon.address):
-        yield world(host, bus=bus)
-        await bus.close()
 
 
 FAILED = {"Result": ("s", "exit-code"), "ExecMainCode": ("i", 1), "ExecMainStatus": ("i", 1)}
@@ -182,13 +155,6 @@ async def test_a_start_goes_against_no_other_unit(
     assert systemd.jobs == []
 
 
-def lock(host: FakeHost, *, held: bool) -> None:
-    """The lock of switch-to-configuration, as /proc/locks shows it."""
-    file = host.write(host.roots.run / "nixos/switch-to-configuration.lock", "")
-    inode = file.stat().st_ino if held else 1
-    host.write(host.roots.proc / "locks", f"1: FLOCK  ADVISORY  WRITE 77 08:01:{inode} 0 EOF\n")
-
-
 UNIT_ACTIONS = [("restart_service", "service"), ("start_unit", "unit"), ("reload_service", "service")]
 
 
@@ -295,7 +261,7 @@ async def test_a_governor_that_holds_down_is_raised_and_the_way_back_noted(
         asked = await plan(at, "set_cpu_governor", governor="performance")
     knob = policy / "scaling_governor"
     assert found.steps == (WriteFile(knob, "schedutil"),)
-    assert found.undo == (WriteFile(knob, "powersave"),)
+    assert found.knobs == (Knob("cpufreq:policy0", "powersave", "schedutil"),)
     assert asked.steps == (WriteFile(knob, "performance"),)
 
 
@@ -384,16 +350,12 @@ async def test_swappiness(host: FakeHost) -> None:
         await plan(world(host), "adjust_swappiness", value=10)
     knob = host.write(host.roots.proc / "sys/vm/swappiness", "60\n")
     found = await plan(world(host), "adjust_swappiness", value=10)
-    assert (found.steps, found.undo) == ((WriteFile(knob, "10"),), (WriteFile(knob, "60"),))
+    assert (found.steps, found.knobs) == ((WriteFile(knob, "10"),), (Knob("vm.swappiness", "60", "10"),))
     with pytest.raises(ActionRefused, match="is 60 already"):
         await plan(world(host), "adjust_swappiness", value=60)
 
 
 # -- disk ----------------------------------------------------------------------------------------------------
-
-
-def only(*programs: str) -> Callable[[str], str | None]:
-    return lambda program: f"/bin/{program}" if program in programs else None
 
 
 async def test_the_store_is_collected_gently_and_without_a_generation(host: FakeHost) -> None:
@@ -462,6 +424,76 @@ async def test_a_journal_that_is_not_there(host: FakeHost) -> None:
         await plan(world(host, nowhere), "vacuum_journal")
 
 
+async def test_the_store_is_optimised_gently(host: FakeHost) -> None:
+    (host.roots.nix / "store").mkdir(parents=True)
+    (step,) = (await plan(world(host, only("nix-store", "nice")), "optimize_store")).steps
+    assert step == RunProgram(("/bin/nice", "-n", "19", "/bin/nix-store", "--optimise"), 7200.0, unprivileged=True)
+
+
+async def test_a_store_that_is_not_optimised(host: FakeHost) -> None:
+    with pytest.raises(ActionRefused, match="there is no nix store"):
+        await plan(world(host), "optimize_store")
+    (host.roots.nix / "store").mkdir(parents=True)
+    with pytest.raises(ActionRefused, match="nix is not installed"):
+        await plan(world(host, nowhere), "optimize_store")
+    with pytest.raises(ActionRefused, match="the nix store is not on /proc"):
+        await plan(world(host), "optimize_store", filesystem="/proc")
+    lock(host, held=True)
+    with pytest.raises(ActionRefused, match=r"a switch .* is in progress"):
+        await plan(world(host), "optimize_store")
+
+
+@contextmanager
+def small_disk(place: Path) -> Iterator[None]:
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1000k", "test", str(place)], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("nothing can be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
+@pytest.mark.parametrize(("kib", "fits"), [(700, True), (900, False)])
+async def test_a_disk_that_fills_up_is_not_optimised(host: FakeHost, kib: int, fits: bool) -> None:
+    store = host.roots.nix / "store"
+    store.mkdir(parents=True)
+    with small_disk(store):
+        (store / "big").write_bytes(bytes(kib << 10))
+        if fits:
+            assert (await plan(world(host), "optimize_store")).steps
+        else:
+            with pytest.raises(ActionRefused, match="filesystem is used to 90 %"):
+                await plan(world(host), "optimize_store")
+
+
+async def test_a_disk_is_cleaned_of_journal_and_temporary_files(host: FakeHost) -> None:
+    place = rooted(host).roots.journal / "abc"
+    place.mkdir(parents=True)
+    host.roots.tmp.mkdir()
+    clean = RunProgram(("/bin/systemd-tmpfiles", "--clean"), 120.0)
+    small = await plan(world(host), "clean_disk")
+    assert small.steps == (clean,)
+    assert "the journal takes only 0 MiB" in small.checks[1]
+    with (place / "system.journal").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 32 * MIB)
+    vacuum = RunProgram(("/bin/journalctl", "--rotate", f"--vacuum-size={16 * MIB}"), 60.0)
+    for arguments in ({}, {"filesystem": str(host.roots.tmp)}):
+        found = await plan(world(host), "clean_disk", keep_bytes=16 * MIB, **arguments)
+        assert found.steps == (vacuum, clean)
+    bare = await plan(world(host, only("journalctl")), "clean_disk", keep_bytes=16 * MIB)
+    assert bare.steps == (vacuum,)
+
+
+async def test_a_disk_with_nothing_to_clean(host: FakeHost) -> None:
+    rooted(host).roots.tmp.mkdir()
+    with pytest.raises(ActionRefused, match="no journal on disk; systemd-tmpfiles is not installed"):
+        await plan(world(host, nowhere), "clean_disk")
+    with pytest.raises(ActionRefused, match=r"no journal on disk; .*tmp is not on /proc"):
+        await plan(world(host), "clean_disk", filesystem="/proc")
+
+
 # -- processes -----------------------------------------------------------------------------------------------
 
 PID = 4_000_000  # above what this kernel hands out by default, so that it is not this test
@@ -515,36 +547,3 @@ async def test_we_do_not_end_ourselves(host: FakeHost) -> None:
             await plan(world(host), "kill_process", pid=pid, start_time=100)
     with pytest.raises(ActionRefused, match="not the one that was meant"):
         await plan(world(host), "kill_process", pid=PID, start_time=100)
-
-
-# -- generations ---------------------------------------------------------------------------------------------
-
-
-def generations(host: FakeHost, *numbers: int, current: int) -> Path:
-    profiles = host.roots.nix / "var/nix/profiles"
-    profiles.mkdir(parents=True)
-    for number in numbers:
-        (profiles / f"system-{number}-link").symlink_to(f"/nix/store/x-{number}")
-    (profiles / "system").symlink_to(f"system-{current}-link")
-    return profiles
-
-
-@pytest.mark.parametrize(("asked", "chosen"), [({}, 9), ({"generation": 3}, 3), ({"generation": 12}, 12)])
-async def test_a_rollback_goes_to_the_one_before_or_the_one_named(
-    host: FakeHost, asked: dict[str, int], chosen: int
-) -> None:
-    profiles = generations(host, 3, 9, 10, 12, current=10)
-    first, second = (await plan(world(host), "rollback_generation", **asked)).steps
-    assert isinstance(first, RunProgram)
-    assert isinstance(second, RunProgram)
-    assert first.command[1:] == ("--profile", str(profiles / "system"), "--switch-generation", str(chosen))
-    assert second.command == (str(profiles / f"system-{chosen}-link/bin/switch-to-configuration"), "switch")
-
-
-async def test_a_rollback_to_nowhere_is_refused(host: FakeHost) -> None:
-    with pytest.raises(ActionRefused, match="no NixOS generations"):
-        await plan(world(host), "rollback_generation")
-    generations(host, 10, current=10)
-    for asked in ({}, {"generation": 10}, {"generation": 7}):
-        with pytest.raises(ActionRefused, match="there is no generation"):
-            await plan(world(host), "rollback_generation", **asked)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from luminous_nix.self_healing.act.runners import DirectRunner
 from luminous_nix.self_healing.decide.actions import CATALOGUE
 from luminous_nix.self_healing.models import (
     Action,
@@ -17,6 +22,7 @@ from luminous_nix.self_healing.models import (
 )
 from luminous_nix.self_healing.permission_handler import NixOSPermissionHandler, development_wanted
 from tests.unit.host import FakeHost, Recorder, no_bus
+from tests.unit.worlds import rooted
 
 pytestmark = pytest.mark.anyio
 
@@ -85,7 +91,10 @@ def test_the_status(
     status = handler(host, None, mode).get_permission_status()
     assert set(status) == {"mode", "is_production", "capabilities"}
     assert (status["mode"], status["is_production"]) == (mode.value, mode is ExecutionMode.SERVICE)
-    asks_first = {"kill_process", "rollback_generation"}
+    asks_first = {
+        "kill_process", "rollback_generation", "freeze_unit", "free_memory", "optimize_store", "clean_disk",
+        "restart_network", "rebuild_system", "prune_generations", "run_plugin",
+    }  # fmt: skip
     wanted = {name: how + ("; asks first" if name in asks_first else "") for name in CATALOGUE if name != "observe"}
     if mode is ExecutionMode.DEVELOPMENT and uid:
         wanted["kill_process"] = "own processes only; asks first"
@@ -97,6 +106,7 @@ async def test_an_act_answers_with_what_was_done(host: FakeHost) -> None:
     runner = Recorder()
     answer = await handler(host, runner).execute_healing_action("adjust_swappiness", {"value": 10})
     assert (answer.success, answer.error, answer.output, answer.refused) == (True, None, "done", False)
+    assert answer.knobs == (("vm.swappiness", "60", "10"),)
     assert len(runner.steps) == 1
 
 
@@ -113,6 +123,7 @@ async def test_what_goes_wrong_is_in_the_answer(host: FakeHost, problem: Healing
     answer = await handler(host, Recorder(problem=problem)).execute_healing_action("adjust_swappiness", {"value": 10})
     assert (answer.success, answer.refused) == (False, refused)
     assert (answer.error, answer.suggestion) == (problem.message, "look there")
+    assert bool(answer.knobs) is not refused  # a step that failed may have set it all the same
 
 
 @pytest.mark.parametrize(
@@ -148,3 +159,189 @@ async def test_a_profile_that_links_elsewhere_is_a_refusal(host: FakeHost) -> No
     (profiles / "system").symlink_to("elsewhere")
     answer = await handler(host, Recorder()).execute_healing_action("rollback_generation", {})
     assert answer.refused
+
+
+# -- the way back --------------------------------------------------------------------------------------------
+
+
+def dev(host: FakeHost, switch: Callable[[], str] = lambda: "") -> NixOSPermissionHandler:
+    """Acts for real, on the host of files."""
+    runner = DirectRunner(no_bus(), host.roots, privileged=True)
+    return NixOSPermissionHandler(
+        ExecutionMode.DEVELOPMENT, bus=no_bus(), roots=host.roots, runner=runner, environment={}, switch=switch
+    )
+
+
+async def test_what_was_set_is_set_back(host: FakeHost) -> None:
+    knob = swappiness(host)
+    answer = await dev(host).execute_healing_action("adjust_swappiness", {"value": 10})
+    assert knob.read_text("utf-8").strip() == "10"
+    knob.write_text("10", encoding="utf-8")  # the kernel's file holds one value; a plain file keeps the rest
+    restored = await dev(host).restore(answer.knobs)
+    assert (restored.success, restored.error, restored.refused, restored.knobs) == (True, None, False, ())
+    assert knob.read_text("utf-8") == "60"
+
+
+async def test_what_somebody_changed_since_is_left(host: FakeHost) -> None:
+    knob = host.write(host.roots.proc / "sys/vm/swappiness", "30")
+    policy = host.cpufreq("schedutil")
+    knobs = [("vm.swappiness", "10", "60"), ("cpufreq:policy0", "powersave", "schedutil")]
+    answer = await dev(host).restore(knobs)
+    assert (answer.success, answer.refused) == (False, True)
+    assert answer.error == "vm.swappiness was changed since (it is 30, we left 60)"
+    assert "whoever changed it decides" in str(answer.suggestion)
+    assert (knob.read_text("utf-8"), (policy / "scaling_governor").read_text("utf-8")) == ("30", "schedutil\n")
+
+
+async def test_a_way_back_that_cannot_be_looked_at_is_refused(host: FakeHost) -> None:
+    swappiness(host).write_bytes(b"\xff")
+    answer = await dev(host).restore([("vm.swappiness", "10", "60")])
+    assert (answer.refused, answer.error) == (True, answer.error)
+    assert "could not be looked at" in str(answer.error)
+
+
+async def test_a_protected_unit_is_never_set_back(host: FakeHost) -> None:
+    answer = await dev(host).restore([("frozen:sshd.service", "1", "0")])
+    assert (answer.refused, answer.error) == (True, "sshd.service is in the protected set")
+
+
+# -- the kill switch -----------------------------------------------------------------------------------------
+
+
+async def test_the_kill_switch_stops_before_anything_is_touched(host: FakeHost) -> None:
+    knob, runner = swappiness(host), Recorder()
+    at = handler(host, runner)
+    at.switch = lambda: "an administrator said so"
+    answer = await at.execute_healing_action("adjust_swappiness", {"value": 10})
+    assert (answer.success, answer.refused, answer.knobs, runner.steps) == (False, True, (), [])
+    assert answer.error == "stopped by the kill switch: an administrator said so"
+    restored = await dev(host, lambda: "no").restore([("vm.swappiness", "10", "60")])
+    assert (restored.refused, restored.error) == (True, "stopped by the kill switch: no")
+    assert knob.read_text("utf-8") == "60\n"
+
+
+async def test_the_kill_switch_stops_between_two_steps(host: FakeHost) -> None:
+    said: list[str] = []
+    for name in ("a.service", "b.service"):
+        host.service_cache(name, 8 << 20)
+    runner = Recorder(effect=lambda _: said.append("enough"))
+    at = handler(host, runner)
+    at.switch = lambda: said[0] if said else ""
+    answer = await at.execute_healing_action("clear_system_cache", {})
+    assert (answer.success, answer.refused, len(runner.steps)) == (False, False, 1)
+    assert answer.error == "stopped by the kill switch: enough"
+
+
+async def test_a_switch_that_cannot_be_asked_stops(host: FakeHost) -> None:
+    def broken() -> str:
+        raise PermissionError(13, "Permission denied")
+
+    swappiness(host)
+    answer = await dev(host, broken).execute_healing_action("adjust_swappiness", {"value": 10})
+    assert (answer.refused, "stopped by the kill switch: it cannot be asked" in str(answer.error)) == (True, True)
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files of root")
+
+
+def plugin(host: FakeHost, script: str, name: str = "mend") -> FakeHost:
+    file = rooted(host).write(host.root / "plugins" / name, f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    file.parent.chmod(0o755)
+    return host
+
+
+@needs_root
+async def test_the_kill_switch_ends_a_program_within_a_second(host: FakeHost, tmp_path: Path) -> None:
+    """And what the program started; one that ignores TERM, too."""
+    pid = tmp_path / "pid"
+    plugin(host, f"trap '' TERM; sleep 600 & echo $! >{pid}; echo $$ >>{pid}; wait; wait")
+    disabled = tmp_path / "disabled"
+    at = dev(host, lambda: "it was switched off" if disabled.exists() else "")
+    acting = asyncio.ensure_future(at.execute_healing_action("run_plugin", {"name": "mend"}))
+    await until(lambda: pid.exists() and len(pid.read_text("utf-8").split()) == 2)
+    disabled.touch()
+    started = time.monotonic()
+    answer = await acting
+    assert time.monotonic() - started < 1.0
+    assert (answer.success, answer.refused) == (False, False)
+    assert answer.error == "stopped by the kill switch: it was switched off"
+    assert "in the middle of" in str(answer.suggestion)
+    for number in pid.read_text("utf-8").split():
+        assert not alive(int(number))
+
+
+async def until(true: Callable[[], bool]) -> None:
+    while not true():  # noqa: ASYNC110  another process makes it true
+        await asyncio.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+@needs_root
+async def test_an_act_that_is_broken_off_ends_its_program(host: FakeHost, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    plugin(host, f"echo $$ >{pid}; exec sleep 600")
+    acting = asyncio.ensure_future(dev(host).execute_healing_action("run_plugin", {"name": "mend"}))
+    await until(lambda: pid.exists() and pid.read_text("utf-8") != "")
+    acting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await acting
+    assert not alive(int(pid.read_text("utf-8")))
+
+
+# -- plugins -------------------------------------------------------------------------------------------------
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("script", "success", "refused", "said"),
+    [
+        ("cat", True, False, None),
+        ("echo no luck >&2; exit 1", False, False, "mend ended with 1: no luck"),
+        ("echo not mine; exit 2", False, False, "mend refused: not mine"),
+        ("exit 7", False, False, "mend ended with 7"),
+        ("kill -9 $$", False, False, "mend ended with -9"),
+    ],
+)
+async def test_what_a_plugin_answers(
+    host: FakeHost, script: str, success: bool, refused: bool, said: str | None
+) -> None:
+    at = dev(plugin(host, script))
+    answer = await at.execute_healing_action("run_plugin", {"name": "mend", "issue": {"component": "x"}})
+    assert (answer.success, answer.refused, answer.error) == (success, refused, said)
+    if success:
+        assert answer.output == '{"schema": 1, "issue": {"component": "x"}, "dry_run": false}'
+
+
+@needs_root
+async def test_an_action_that_the_catalogue_lacks_may_be_a_plugin(host: FakeHost) -> None:
+    at = dev(plugin(host, "cat"))
+    answer = await at.execute_healing_action("mend", {"where": "there", "n": 2})
+    assert answer.output == '{"schema": 1, "issue": {}, "dry_run": false, "parameters": {"where": "there", "n": 2}}'
+    for name in ("mendd", "../mend", ""):
+        refusal = await at.execute_healing_action(name, {})
+        assert (refusal.refused, "there is no action" in str(refusal.error)) == (True, True)
+
+
+@needs_root
+async def test_a_plugin_never_takes_the_place_of_an_action(host: FakeHost) -> None:
+    knob = swappiness(plugin(host, "echo mine", name="adjust_swappiness"))
+    answer = await dev(host).execute_healing_action("adjust_swappiness", {"value": 10})
+    assert (answer.output, knob.read_text("utf-8")[:2]) == (f"{knob} = 10", "10")
+
+
+async def test_a_loader_that_cannot_be_read_is_a_refusal(host: FakeHost) -> None:
+    profiles = rooted(host).roots.nix / "var/nix/profiles"
+    profiles.mkdir(parents=True)
+    (profiles / "system-1-link").symlink_to(host.roots.nix / "store/x")
+    (profiles / "system").symlink_to("system-1-link")
+    (host.roots.boot / "loader/loader.conf").mkdir(parents=True)
+    answer = await handler(host, Recorder()).execute_healing_action("prune_generations", {})
+    assert (answer.refused, "the precheck could not look" in str(answer.error)) == (True, True)

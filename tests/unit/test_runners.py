@@ -11,13 +11,26 @@ from pathlib import Path
 
 import pytest
 
+from luminous_nix.self_healing.act.effects import end_process
 from luminous_nix.self_healing.act.operations import read_process
-from luminous_nix.self_healing.act.runners import ChainRunner, DirectRunner, ManualRunner, end_process
-from luminous_nix.self_healing.act.steps import EndProcess, Plan, RunProgram, Step, UnitJob, WriteFile, typed
+from luminous_nix.self_healing.act.runners import ChainRunner, DirectRunner, ManualRunner
+from luminous_nix.self_healing.act.steps import (
+    UNLIMITED,
+    EndProcess,
+    Plan,
+    ResolverJob,
+    RunProgram,
+    SetProperties,
+    Step,
+    UnitJob,
+    WriteFile,
+    typed,
+)
 from luminous_nix.self_healing.bus import Bus
 from luminous_nix.self_healing.models import ActionFailed, ActionRefused, NeedsPrivilege, Roots
 from tests.unit.buses import BusDaemon, Systemd
 from tests.unit.host import Clock, Recorder, no_bus
+from tests.unit.worlds import resolved
 
 pytestmark = pytest.mark.anyio
 HERE = Roots()
@@ -161,6 +174,37 @@ async def test_an_ordinary_user_runs_only_what_ordinary_users_may() -> None:
     assert await direct(privileged=False).run(RunProgram(("/bin/true",), 30, unprivileged=True)) == ""
 
 
+async def test_a_program_reads_what_it_is_fed() -> None:
+    assert await direct().run(RunProgram(("/bin/cat",), 30, stdin='{"a": "é"}')) == '{"a": "é"}'
+    assert await direct().run(RunProgram(("/bin/cat",), 30)) == ""
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "said"),
+    [(2, ActionFailed, "^sh refused: why$"), (1, ActionFailed, "ended with 1: why"), (3, ActionFailed, "with 3")],
+)
+async def test_an_exit_status_that_refuses(code: int, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        await direct().run(RunProgram(("/bin/sh", "-c", f"echo why; exit {code}"), 30, refused_exit=2))
+    with pytest.raises(ActionFailed, match=f"sh ended with {code}"):
+        await direct().run(RunProgram(("/bin/sh", "-c", f"exit {code}"), 30))
+
+
+def below(folder: Path) -> set[str]:
+    return {str(found.relative_to(folder)) for found in folder.rglob("*")}
+
+
+async def test_a_file_of_our_own_is_made_and_replaced_whole(tmp_path: Path) -> None:
+    file = tmp_path / "mark"
+    for text in ("12 11\n", "1\n"):
+        await direct().run(WriteFile(file, text, ours=True))
+        assert file.read_text("utf-8") == text
+    with pytest.raises(ActionFailed, match="File exists"):
+        await direct().run(WriteFile(file / "below", "1", ours=True))
+    await direct().run(WriteFile(tmp_path / "state/mark", "1", ours=True))
+    assert below(tmp_path) == {"mark", "state", "state/mark"}
+
+
 # -- jobs over the bus ---------------------------------------------------------------------------------------
 
 
@@ -196,6 +240,41 @@ async def test_a_job_without_a_bus_fails() -> None:
         await direct().run(UnitJob("RestartUnit", "a.service"))
 
 
+async def test_freezing_and_limits_reach_the_manager(bus_daemon: BusDaemon) -> None:
+    systemd, bus = Systemd(), Bus(bus_daemon.address, clock=Clock())
+    runner = DirectRunner(bus, HERE, privileged=True)
+    limits = (("MemoryHigh", "t", 1 << 24), ("CPUWeight", "t", UNLIMITED))
+    async with systemd.on(bus_daemon.address):
+        assert await runner.run(UnitJob("FreezeUnit", "a.service")) == "FreezeUnit a.service"
+        await runner.run(UnitJob("ThawUnit", "a.service"))
+        said = await runner.run(SetProperties("a.service", limits))
+        await bus.close()
+    assert said == f"a.service: MemoryHigh={1 << 24}, CPUWeight={UNLIMITED}"
+    values = [("MemoryHigh", ("t", 1 << 24)), ("CPUWeight", ("t", UNLIMITED))]
+    assert systemd.jobs == [
+        ("FreezeUnit", ("a.service",)), ("ThawUnit", ("a.service",)),
+        ("SetUnitProperties", ("a.service", True, values)),
+    ]  # fmt: skip
+
+
+async def test_the_resolver_is_asked_over_the_bus(bus_daemon: BusDaemon) -> None:
+    answers, bus = Systemd(), Bus(bus_daemon.address, clock=Clock())
+    runner = DirectRunner(bus, HERE, privileged=True)
+    async with resolved(bus_daemon, answers):
+        assert await runner.run(ResolverJob("FlushCaches")) == "FlushCaches"
+        answers.denied = "org.freedesktop.DBus.Error.AccessDenied"
+        with pytest.raises(NeedsPrivilege, match="ResetServerFeatures of systemd-resolved is not allowed: not today"):
+            await runner.run(ResolverJob("ResetServerFeatures"))
+        await bus.close()
+    assert answers.jobs == [("FlushCaches", ())]
+
+
+@pytest.mark.parametrize("step", [SetProperties("a.service", (("IOWeight", "t", 5),)), ResolverJob("FlushCaches")])
+async def test_what_goes_over_the_bus_fails_without_one(step: Step) -> None:
+    with pytest.raises(ActionFailed, match="D-Bus is not available"):
+        await direct().run(step)
+
+
 # -- chains --------------------------------------------------------------------------------------------------
 
 
@@ -204,6 +283,17 @@ async def test_a_job_without_a_bus_fails() -> None:
     [
         pytest.param(UnitJob("RestartUnit", "a.service"), "sudo systemctl restart -- a.service", id="restart"),
         pytest.param(UnitJob("ResetFailedUnit", "a.service"), "sudo systemctl reset-failed -- a.service", id="reset"),
+        pytest.param(UnitJob("FreezeUnit", "a.service"), "sudo systemctl freeze -- a.service", id="freeze"),
+        pytest.param(SetProperties("a.service", (("MemoryHigh", "t", 5), ("CPUQuotaPerSecUSec", "t", 250_000))),
+                     "sudo systemctl set-property --runtime -- a.service MemoryHigh=5 CPUQuota=25%", id="limits"),
+        pytest.param(SetProperties("a.service", (("CPUQuotaPerSecUSec", "t", 125_500),)),
+                     "sudo systemctl set-property --runtime -- a.service CPUQuota=12.55%", id="part-of-a-percent"),
+        pytest.param(SetProperties("a.service", tuple((name, "t", UNLIMITED) for name in
+                                                      ("MemoryHigh", "CPUQuotaPerSecUSec", "IOWeight"))),
+                     "sudo systemctl set-property --runtime -- a.service MemoryHigh=infinity CPUQuota= IOWeight=",
+                     id="no-limits"),
+        pytest.param(ResolverJob("ResetServerFeatures"), "sudo resolvectl reset-server-features", id="resolver"),
+        pytest.param(RunProgram(("/p/x",), 1, stdin='{"a": 1}'), "echo '{\"a\": 1}' | sudo /p/x", id="fed"),
         pytest.param(WriteFile(Path("/proc/sys/vm/swappiness"), "10"),
                      "echo 10 | sudo tee -- /proc/sys/vm/swappiness", id="write"),
         pytest.param(WriteFile(Path("/a b/$(c)"), "x; y"), "echo 'x; y' | sudo tee -- '/a b/$(c)'", id="quoted"),

@@ -19,16 +19,17 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+from . import __version__, steer
 from .bus import Bus, BusRefused, BusUnavailable
-from .config import Loaded, load
-from .daemon import Daemon, build_engine, open_store, state_file
+from .config import Loaded, Settings, load
+from .daemon import Daemon, build_engine
+from .desk import seconds
 from .healing_engine import SimplifiedHealingEngine
+from .home import kill_switch, open_store, state_file
 from .journal import JournalHandler, connected_to_journal
-from .models import CHECKS, ConfigError, HealingError, Issue, SensorHealth, Verdict
+from .models import CHECKS, ActionRefused, ConfigError, HealingError, Issue, SensorHealth, Verdict
 from .observe.systemd import read_unit
 from .permission_handler import NixOSPermissionHandler
-from .records import explain_lines, history_lines
 from .report import SCHEMA, Lines, check_data, check_lines, exit_code, heal_data, heal_lines, printable, summary
 from .store import Store
 
@@ -78,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     explain.add_argument(
         "what", metavar="ID|UNIT|COMPONENT", help="a record's id or its beginning; else the newest heal"
     )
+    _add_steering(add)
     config = commands.add_parser("config", help="check or show the configuration")
     which = config.add_subparsers(dest="config_command", required=True, metavar="check|show")
     for name, function, text in (
@@ -92,6 +94,25 @@ def build_parser() -> argparse.ArgumentParser:
     completion.add_argument("shell", choices=SHELLS)
     completion.set_defaults(run=_completion, json=False, verbose=None)
     return parser
+
+
+def _add_steering(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """The words with which a person steers the engine."""
+    for name, function, text in (
+        ("confirm", _confirm, "take the action that a heal asks a person about"),
+        ("undo", _undo, "set back what a heal set"),
+    ):
+        add(name, function, text).add_argument("id", metavar="ID", help="of the heal, or its beginning")
+    silence = add("silence", _silence, "do nothing about a unit or component for a while")
+    silence.add_argument("what", metavar="UNIT|COMPONENT", help="a glob such as 'nginx*'; with --end an id, too")
+    silence.add_argument("time", nargs="?", default="1h", metavar="TIME", help="30m, 2h, 1d (default 1h)")
+    silence.add_argument("--reason", default="", metavar="TEXT", help="shown where it holds something back")
+    silence.add_argument("--end", action="store_true", help="end it now")
+    pause = add("pause", _pause, "the kill switch: nothing acts until `resume`")
+    pause.add_argument("--reason", default="", metavar="TEXT", help="shown where it holds something back")
+    resume = add("resume", _resume, "lift the kill switch")
+    resume.add_argument("--breakers", action="store_true", help="close the breakers, too")
+    resume.add_argument("--store", action="store_true", help="begin a new store in place of a lost or damaged one")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -130,7 +151,7 @@ def _fail(error: HealingError, problems: list[str], *, as_json: bool) -> int:
         print(f"  hint: {printable(error.hint)}", file=sys.stderr)
     if as_json:
         print(json.dumps({"schema": SCHEMA, "error": problems, "hint": error.hint or None}))
-    return 2
+    return 1 if isinstance(error, ActionRefused) else 2
 
 
 def _set_up_logging(*, verbose: bool) -> None:
@@ -199,17 +220,26 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    engine = build_engine(_load(arguments).settings)
+    settings = _settings(arguments)
+    engine = build_engine(settings)
     daemon = asyncio.run(_daemon_state(engine.executor.handler.world.bus))
     data, issues, sensors = asyncio.run(_look(engine))
+    desk = steer.status(settings) if _remembers() else steer.NO_PAST
+    daemon = "running (it answers)" if desk.get("running") and not daemon.startswith("active") else daemon
     status = {
-        "schema": SCHEMA, "daemon": daemon, "healthy": data["healthy"], "health": data["health"],
+        "schema": SCHEMA, "daemon": daemon, "steering": desk, "healthy": data["healthy"], "health": data["health"],
         "issues": data["issues"], "unknown": data["unknown"], "mode": engine.executor.handler.mode.value,
     }  # fmt: skip
     lines: Lines = [("", f"daemon      {daemon}"), ("", f"mode        {status['mode']}")]
+    lines += steer.status_lines(desk)
     lines += [("bold red", f"issue       {printable(issue['description'])}") for issue in data["issues"]]
     _show(arguments, status, [*lines, summary(data)])
     return exit_code(issues, sensors)
+
+
+def _remembers() -> bool:
+    """Whether an engine runs or ran here; a status makes no files."""
+    return steer.HOST_SOCKET.exists() or state_file(os.environ).parent.exists() or kill_switch() != ""
 
 
 async def _daemon_state(bus: Bus) -> str:
@@ -232,30 +262,44 @@ async def _look(engine: SimplifiedHealingEngine) -> tuple[dict[str, Any], list[I
 
 def _history(arguments: argparse.Namespace) -> int:
     component = arguments.component.removesuffix(".service")
-    records = _kept(lambda store: store.records(component=component, number=max(1, arguments.number)))
-    lines: Lines = history_lines(records) or [("", "nothing was done yet")]
-    _show(arguments, {"schema": SCHEMA, "records": records}, lines)
-    return 0
+    return _tell(arguments, steer.history(_settings(arguments), component, arguments.number))
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    what = arguments.what.removesuffix(".service")
-    found = _kept(lambda store: [one] if (one := store.record(what)) else store.records(component=what, number=1))
-    if not found:
-        raise HealingError(f"there is no record of {arguments.what!r:.100}", "`luminous-healing history` lists them")
-    _show(arguments, {"schema": SCHEMA, "record": found[0]}, explain_lines(found[0]))
-    return 0
+    return _tell(arguments, steer.explain(_settings(arguments), arguments.what))
 
 
-def _kept(read: Callable[[Store], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Read from the store; a host on which nothing was done yet has none."""
-    if not state_file(os.environ).exists():
-        return []
-    store = open_store(os.environ)
+def _confirm(arguments: argparse.Namespace) -> int:
+    return _tell(arguments, steer.confirm(_settings(arguments), arguments.id))
+
+
+def _undo(arguments: argparse.Namespace) -> int:
+    return _tell(arguments, steer.undo(_settings(arguments), arguments.id))
+
+
+def _silence(arguments: argparse.Namespace) -> int:
+    settings = _settings(arguments)
+    if arguments.end:
+        return _tell(arguments, steer.unsilence(settings, arguments.what))
     try:
-        return read(store)
-    finally:
-        store.close()
+        span = seconds(arguments.time)
+    except ValueError as error:
+        raise HealingError(f"{arguments.time!r:.40} is not {error}") from None
+    return _tell(arguments, steer.silence(settings, arguments.what.removesuffix(".service"), span, arguments.reason))
+
+
+def _pause(arguments: argparse.Namespace) -> int:
+    return _tell(arguments, steer.pause(_settings(arguments), arguments.reason))
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    settings = _settings(arguments)
+    return _tell(arguments, steer.resume(settings, breakers=arguments.breakers, store=arguments.store))
+
+
+def _tell(arguments: argparse.Namespace, answer: steer.Answer) -> int:
+    _show(arguments, answer.data, answer.lines)
+    return answer.code
 
 
 def _config_check(arguments: argparse.Namespace) -> int:
@@ -288,6 +332,17 @@ def _completion(arguments: argparse.Namespace) -> int:
 
 
 # -- input and output ----------------------------------------------------------------------------------------
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    """For what steers an engine: a mistake in a file must not keep anybody from stopping it."""
+    try:
+        return _load(arguments).settings
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"luminous-healing: {printable(problem)}", file=sys.stderr)
+        print("  the configuration is wrong, so this goes by the defaults", file=sys.stderr)
+        return Settings()
 
 
 def _load(arguments: argparse.Namespace) -> Loaded:

@@ -11,14 +11,17 @@ import stat
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from enum import Enum
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
-from .decide.actions import valid_unit
+from .decide.actions import CATALOGUE, Category, valid_unit
 from .decide.limits import Limits
+from .decide.policy import Maintenance, Mode, Policy, Rule
 from .decide.thresholds import Thresholds
 from .models import CHECKS, ConfigError, ExecutionMode, nearest
 
@@ -42,6 +45,13 @@ _TYPES: Final[Mapping[str, Any]] = {
     "ignore_mounts": _Names,
     "limits.heals_per_hour": Annotated[int, Meta(ge=0, le=10)],
     "limits.cooldown_seconds": Annotated[float, Meta(ge=300, le=86400)],
+    "policy.mode": Literal["observe", "confirm", "auto"],
+    "policy.rules": list[dict[str, str]],
+    "policy.maintenance": _Names,
+    "policy.confirm_seconds": Annotated[float, Meta(ge=60, le=7 * 86400)],
+    "policy.boot_grace_seconds": Annotated[float, Meta(ge=0, le=86400)],
+    "policy.resume_grace_seconds": Annotated[float, Meta(ge=0, le=86400)],
+    "control_group": str,
 }
 # What each key wants, for people.
 _WANTED: Final[Mapping[str, str]] = {
@@ -52,8 +62,19 @@ _WANTED: Final[Mapping[str, str]] = {
     "ignore_mounts": 'a list of paths, such as ["/mnt/backup*"]',
     "limits.heals_per_hour": "a whole number from 0 to 10 (limits can only be made tighter)",
     "limits.cooldown_seconds": "a number from 300 to 86400 (limits can only be made tighter)",
+    "policy.mode": '"observe", "confirm" or "auto"',
+    "policy.rules": 'a list of tables such as [[policy.rules]] with mode = "confirm" and unit = "postgresql*"',
+    "policy.maintenance": "a list of times such as ['Sat,Sun 02:00-04:00']",
+    "policy.confirm_seconds": "a number of seconds from 60 to 604800",
+    "policy.boot_grace_seconds": "a number of seconds from 0 to 86400",
+    "policy.resume_grace_seconds": "a number of seconds from 0 to 86400",
+    "control_group": 'the name of a group, such as "luminous-healing", or ""',
 }
-_TIGHTEST: Final[Mapping[str, Callable[..., Any]]] = {"limits.heals_per_hour": min, "limits.cooldown_seconds": max}
+# Of several sources the tightest holds.
+_TIGHTEST: Final[Mapping[str, Callable[..., Any]]] = {
+    "limits.heals_per_hour": min, "limits.cooldown_seconds": max, "dry_run": max, "healing_enabled": min,
+    "policy.mode": lambda *modes: min(modes, key=["observe", "confirm", "auto"].index),
+}  # fmt: skip
 _BOOLEANS: Final = {
     "1": True,
     "true": True,
@@ -64,7 +85,7 @@ _BOOLEANS: Final = {
     "no": False,
     "off": False,
 }
-_TABLES: Final = frozenset({"thresholds", "limits"})
+_TABLES: Final = frozenset({"thresholds", "limits", "policy"})
 _THRESHOLDS: Final = tuple(f"thresholds.{name}" for name in Thresholds())
 KEYS: Final = (*_TYPES, *_THRESHOLDS)
 
@@ -84,6 +105,8 @@ class Settings:
     ignore_mounts: tuple[str, ...] = ()
     thresholds: Mapping[str, float] = field(default_factory=dict)
     limits: Limits = field(default_factory=Limits)
+    policy: Policy = field(default_factory=Policy)
+    control_group: str = "luminous-healing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +126,23 @@ class Loaded:
                 value: Any = defaults[name]
                 if name == "load_average" and key not in self.sources:
                     value = "2 per CPU"
-            elif key == "limits.cooldown_seconds":
-                value = self.settings.limits.cooldown_s
             else:
-                value = getattr(self.settings.limits if table else self.settings, name)
-            shown = value.value if isinstance(value, ExecutionMode) else value
-            rows.append((key, list(shown) if isinstance(shown, tuple) else shown, self.sources.get(key, "default")))
+                part = getattr(self.settings, table) if table else self.settings
+                value = getattr(part, name.replace("_seconds", "_s"))
+            shown = _shown(value)
+            rows.append((key, shown, self.sources.get(key, "default")))
         return rows
+
+
+def _shown(value: Any) -> Any:
+    """A setting as TOML would have it."""
+    if isinstance(value, Maintenance):
+        return value.text
+    if isinstance(value, Rule):
+        return {name: str(getattr(value, name)) for name in _RULE if getattr(value, name) != "*"}
+    if isinstance(value, tuple):
+        return [_shown(part) for part in value]
+    return value.value if isinstance(value, Enum) else value
 
 
 def files_to_read(explicit: Path | None, environment: Mapping[str, str]) -> list[Path]:
@@ -157,7 +190,7 @@ def load(
             continue  # an earlier source is tighter, and stays
         values[key], sources[key] = value, source
     if problems:
-        raise ConfigError(problems, "`luminous-healing config show` lists every key with its value")
+        raise ConfigError(problems, "`luminous-healing config check` says when it is right")
     return Loaded(_settings(values), sources)
 
 
@@ -237,13 +270,20 @@ def _check(key: str, raw: Any, source: str, problems: list[str]) -> Any:
     except (msgspec.ValidationError, ValueError):
         problems.append(f"{source}: {key}: must be {_WANTED.get(key, 'true or false')}, not {raw!r:.80}")
         return None
-    wrong = list(_wrong_names(key, value)) if _TYPES[key] == _Names else []
+    wrong = list(_wrong_names(key, value)) if isinstance(value, list | tuple) else []
     problems += [f"{source}: {key}: {what}" for what in wrong]
     return None if wrong else value
 
 
-def _wrong_names(key: str, names: Iterable[str]) -> Iterable[str]:
+def _wrong_names(key: str, names: Iterable[Any]) -> Iterable[str]:
     for name in names:
+        if key == "policy.rules":
+            yield from _wrong_rule(name)
+        if key == "policy.maintenance":
+            try:
+                Maintenance.parse(name)
+            except ValueError as error:
+                yield f"{name!r:.120} is not {error}"
         if key == "enabled_checks" and name not in CHECKS:
             yield f"there is no check {name!r}, {nearest(name, CHECKS)}"
         if key == "monitored_units":
@@ -251,6 +291,33 @@ def _wrong_names(key: str, names: Iterable[str]) -> Iterable[str]:
                 valid_unit(name)
             except ValueError as error:
                 yield f"{name!r:.120} is not {error}"
+
+
+_RULE: Final = tuple(part.name for part in fields(Rule))
+_MODES: Final = tuple(mode.value for mode in Mode)
+
+
+def _wrong_rule(rule: Mapping[str, str]) -> Iterable[str]:
+    """A rule that can never match is a mistake, too."""
+    for name in rule.keys() - set(_RULE):
+        yield f"a rule has no {name!r:.80}, {nearest(name, _RULE)}"
+    if rule.get("mode") not in _MODES:
+        yield f"a rule needs a mode, {nearest(str(rule.get('mode', '')), _MODES)}"
+    for name, known in (("action", tuple(CATALOGUE)), ("category", tuple(str(one.value) for one in Category))):
+        if not any(fnmatchcase(one, rule.get(name, "*")) for one in known):
+            yield f"no {name} is covered by {rule[name]!r:.80}, {nearest(rule[name], known)}"
+
+
+def _policy(values: Mapping[str, Any]) -> Policy:
+    given = {key.partition(".")[2]: value for key, value in values.items() if key.startswith("policy.")}
+    plain = {name.replace("_seconds", "_s"): value for name, value in given.items()}
+    if "mode" in plain:
+        plain["mode"] = Mode(plain["mode"])
+    if "rules" in plain:
+        plain["rules"] = tuple(Rule(**{**rule, "mode": Mode(rule["mode"])}) for rule in plain["rules"])
+    if "maintenance" in plain:
+        plain["maintenance"] = tuple(Maintenance.parse(text) for text in plain["maintenance"])
+    return Policy(**plain)
 
 
 def _settings(values: Mapping[str, Any]) -> Settings:
@@ -265,4 +332,5 @@ def _settings(values: Mapping[str, Any]) -> Settings:
             values.get("limits.heals_per_hour", limits.heals_per_hour),
             values.get("limits.cooldown_seconds", limits.cooldown_s),
         ),
+        policy=_policy(values),
     )

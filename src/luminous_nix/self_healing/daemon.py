@@ -4,49 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import grp
 import logging
 import os
 import re
 import signal
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
+from typing import Final
 
 from .act.executor import SimpleExecutor
 from .bus import Bus
 from .config import Loaded, Settings
-from .healing_engine import SimplifiedHealingEngine, boot_clock
+from .control import ControlServer, socket_path
+from .decide.actions import CATALOGUE
+from .desk import Desk
+from .healing_engine import SimplifiedHealingEngine
+from .home import kill_switch, open_store
 from .journal import notify, watchdog_seconds
-from .models import ConfigError, HealingResult, Verdict
+from .models import ConfigError, HealingError, HealingResult, Severity, Verdict
 from .observe.detector import SimpleDetector
+from .observe.host import boot_clock
+from .observe.nixos import known_good, mark_known_good, running_system
 from .permission_handler import NixOSPermissionHandler
 from .report import printable
-from .store import Store
+from .store import Store, StoreFault
 
 log = logging.getLogger(__name__)
 
-_STUCK_S = 2400.0  # longer than any action may take: a cycle that lasts longer hangs
-
-
-def state_file(environment: Mapping[str, str]) -> Path:
-    """Where acts and records are kept: systemd's StateDirectory=, the host's, or for a user the XDG place."""
-    if given := environment.get("STATE_DIRECTORY", "").partition(":")[0]:
-        return Path(given) / "state.db"
-    if os.geteuid() == 0:
-        return Path("/var/lib/luminous-healing/state.db")
-    home = environment.get("XDG_STATE_HOME") or f"{environment.get('HOME', '/nonexistent')}/.local/state"
-    return Path(home) / "luminous-healing/state.db"
-
-
-def open_store(environment: Mapping[str, str]) -> Store:
-    """The store of this host or user. It opens in any case; a fault shows in `fault`, and then nothing acts."""
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    return Store(state_file(environment), clock=boot_clock, boot_id=boot_id)
+_QUIET_S: Final = 3600.0
+_STUCK_S: Final = 600.0 + max(spec.timeout_s + spec.deadline_s for spec in CATALOGUE.values())  # no act takes longer
 
 
 def build_engine(settings: Settings, bus: Bus | None = None, store: Store | None = None) -> SimplifiedHealingEngine:
     """An engine for this host with these settings; without a store it keeps its acts in memory."""
-    executor = SimpleExecutor(NixOSPermissionHandler(settings.mode, bus=bus))
+    handler = NixOSPermissionHandler(settings.mode, bus=bus)
+    executor = SimpleExecutor(handler)
     detector = SimpleDetector(
         settings.thresholds,
         monitored_units=settings.monitored_units,
@@ -62,8 +55,18 @@ def build_engine(settings: Settings, bus: Bus | None = None, store: Store | None
         dry_run=settings.dry_run,
         verbose=settings.verbose,
         limits=settings.limits,
+        policy=settings.policy,
         store=store,
+        switch=kill_switch,
     )
+
+
+def _group(name: str) -> int | None:
+    """The id of the group that may ask, None when there is none of that name."""
+    try:
+        return grp.getgrnam(name).gr_gid if name else None
+    except KeyError:
+        return None
 
 
 class Daemon:
@@ -74,9 +77,14 @@ class Daemon:
         self._bus = Bus(clock=time.monotonic)
         self._store = open_store(os.environ)
         self.engine = build_engine(loaded.settings, self._bus, self._store)
+        self._control = ControlServer(
+            socket_path(os.environ), Desk(self.engine).verbs(), group=_group(loaded.settings.control_group)
+        )
         self._reread = reread
         self._turned_at = 0.0
         self._told: set[str] = set()
+        self._calm_since = self._time_kept = boot_clock()
+        self._running = ""  # the system whose calm is counted
 
     async def run(self) -> None:
         """Cycle until SIGTERM or SIGINT."""
@@ -91,11 +99,14 @@ class Daemon:
         watchdog = loop.create_task(self._watchdog(), name="watchdog")
         log.info("watching this host every %g s, %s mode%s", self.settings.interval, self.settings.mode.value,
                  ", in a dry run" if self.settings.dry_run else "")  # fmt: skip
+        await self._listen()
         notify("READY=1\nSTATUS=first look")
         try:
             async for results in self.engine.cycles(self.settings.interval):
                 self._turned_at = loop.time()
                 self._tell(results)
+                self._mark_known_good()
+                self._keep_time()
         except asyncio.CancelledError:
             log.info("stopping")
         finally:
@@ -105,8 +116,16 @@ class Daemon:
                 await watchdog
             for number in handlers:
                 loop.remove_signal_handler(number)
+            await self._control.stop()
             await self._bus.close()
             self._store.close()
+
+    async def _listen(self) -> None:
+        """Without a control socket the loop still heals."""
+        try:
+            await self._control.start()
+        except (HealingError, OSError) as error:
+            log.warning("no control socket: %s", error)
 
     def reload(self) -> None:
         """Take the configuration as it is now; a bad one is told, and the old one stays."""
@@ -122,7 +141,8 @@ class Daemon:
         # The running loop keeps its engine, and with it the record of past acts; its parts are exchanged.
         old.detector, old.executor = fresh.detector, fresh.executor
         old.healing_enabled, old.dry_run, old.verbose = fresh.healing_enabled, fresh.dry_run, fresh.verbose
-        old.limits, old.interval = fresh.limits, settings.interval
+        old.limits, old.policy, old.interval = fresh.limits, fresh.policy, settings.interval
+        old.executor.handler.switch = old.stopped
         self.settings = settings
         log.info("the configuration was read again")
         notify("STATUS=configuration read again")
@@ -155,6 +175,32 @@ class Daemon:
         status = [f"open issues: {remaining}"] if remaining else []
         status += [f"not observed: {len(blind)}"] if blind else []
         notify(f"STATUS={', '.join(status) or 'all is well'}")
+
+    def _keep_time(self) -> None:
+        """Once an hour, so that quiet time counts over a reboot, too."""
+        if boot_clock() - self._time_kept < _QUIET_S or self._store.fault:
+            return
+        self._time_kept = boot_clock()
+        with contextlib.suppress(StoreFault):  # told by the store
+            self._store.keep_time()
+
+    def _mark_known_good(self) -> None:
+        """A generation that ran for a quiet hour is one to go back to."""
+        now, engine = boot_clock(), self.engine
+        seen = any(sensor.name == "services" and sensor.ok for sensor in engine.last.sensors)
+        roots = engine.executor.handler.world.roots
+        try:
+            running = running_system(roots)
+            trouble = any(issue.severity > Severity.LOW for issue in engine.issues)
+            if running != self._running or trouble or not seen:
+                self._calm_since, self._running = now, running
+            if running and now - self._calm_since >= _QUIET_S:
+                self._calm_since = now
+                if running not in known_good(roots):
+                    mark_known_good(roots, running)
+                    log.info("%s ran for a quiet hour: it is known to be good", running)
+        except (OSError, ValueError) as error:
+            log.warning("the generation could not be marked as good: %s", error)
 
     async def _watchdog(self) -> None:
         """A sign of life at half the wanted interval, as long as the loop really turns."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
@@ -17,25 +18,38 @@ from datetime import datetime
 from typing import Any, Final
 
 from .act.executor import SimpleExecutor
-from .decide.actions import specify, target_of
-from .decide.limits import Act, Limits, Request, check
-from .decide.policy import postponed
+from .decide.actions import PLUGIN, specify, target_of
+from .decide.gates import (
+    Facts,
+    Question,
+    first_refusal,
+)
+from .decide.incidents import FLIPS_S, Incidents
+from .decide.judge import health_score
+from .decide.limits import Limits, Request
+from .decide.policy import Policy
 from .decide.resolver import SimpleResolver
+from .heal.attempt import Bench, attempt, with_hint
+from .heal.book import WATCHED, Book
+from .heal.climb import Ask, climb
+from .heal.reconcile import reconcile
+from .heal.records import HealingRecord, Rung
+from .home import kill_switch, open_store
 from .models import (
     Action,
     ActionRefused,
     HealingResult,
+    HostState,
     Issue,
     IssueType,
     Severity,
     Snapshot,
-    Status,
     Verdict,
 )
-from .observe.detector import SimpleDetector, health_score
-from .records import record
+from .observe.detector import SimpleDetector
+from .observe.host import boot_clock, read_host, time_asleep
+from .report import issue_data
 from .store import Store, StoreFault
-from .verify import look_at, verify
 
 __all__ = ["Issue", "IssueType", "SelfHealingEngine", "Severity", "SimplifiedHealingEngine"]
 __all__ += ["create_self_healing_engine", "quick_heal"]
@@ -45,9 +59,8 @@ log = logging.getLogger(__name__)
 DRY: Final = "[DRY RUN] "
 
 
-def boot_clock() -> float:
-    """Seconds since boot, suspend included; no wall-clock jump touches it."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+_GOOD: Final = frozenset({Verdict.HEALED, Verdict.RECOVERED_BY_ITSELF})
+_MISSED: Final = frozenset({Verdict.FAILED, Verdict.NO_EFFECT, Verdict.WORSE})
 
 
 class SimplifiedHealingEngine:
@@ -66,9 +79,15 @@ class SimplifiedHealingEngine:
         dry_run: bool = False,
         verbose: bool = False,
         limits: Limits | None = None,
+        policy: Policy | None = None,
         store: Store | None = None,
+        switch: Callable[[], str] = kill_switch,
+        host: Callable[[], Awaitable[HostState]] | None = None,
         clock: Callable[[], float] = boot_clock,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        suspended: Callable[[], float] = time_asleep,
+        wall: Callable[[], datetime] = datetime.now,
+        ids: Callable[[], str] = lambda: secrets.token_hex(6),
     ) -> None:
         self.executor = executor or SimpleExecutor()
         self.detector = detector or SimpleDetector(bus=self.executor.handler.world.bus)
@@ -81,47 +100,79 @@ class SimplifiedHealingEngine:
         self._clock = clock
         self._sleep = sleep
         self.store = store or Store(None, clock=clock, boot_id="")
+        self.policy = policy or Policy()
+        self._switch = switch
+        self.executor.handler.switch = self.stopped
+        world = self.executor.handler.world
+        self.host_state = host or (lambda: read_host(world.bus, world.roots))
+        self._suspended, self._asleep = suspended, suspended()
+        self._wall = wall
+        self._book = Book(self.store, ids, wall)
+        self._resumed_at = self._book.woke(self._asleep)
         self._acting = asyncio.Lock()
-        self._incident = ""  # under way now
+        self.incidents = Incidents() if self.store.fault else Incidents(self.store.flips(self.store.now() - FLIPS_S))
+        self.issues: list[Issue] = []  # of the newest look, which was at:
+        self._health = 100
+        self._looked_at = self.store.now()
         self._stops: list[asyncio.Event] = []
         self.last = Snapshot({})  # the newest look
-        self._open: frozenset[str] = frozenset()
         self._counts = {"detected": 0, "resolved": 0, "failed": 0}
         self._last_check: datetime | None = None
 
     async def detect_and_heal(self) -> list[HealingResult]:
         """One cycle: look, and heal what may be healed by itself. Returns a result for every issue."""
-        snapshot, issues = await self.look()
-        health = health_score(issues)
-        return [
-            self._refused(issue, why)
-            if not self.dry_run and (why := postponed(issue, issues, snapshot.values, health))
-            else await self.heal_issue(issue)
-            for issue in issues
-        ]
+        _, issues = await self.look()
+        if not self.dry_run:
+            self._book.note_flips(self.incidents, self._looked_at)
+            self._book.note_sleep(self._asleep, self._resumed_at)
+            self._book.withdraw(self.incidents)
+        results = []
+        for issue in issues:
+            results.append(await self._healed(issue, Ask(automatic=True)))
+            if results[-1].actions_taken and not self.dry_run:
+                await self.refresh()  # the next one is decided on what the host is like now
+        return results
 
     async def look(self) -> tuple[Snapshot, list[Issue]]:
-        """Read the host once and count what is new."""
-        snapshot = self.last = await self.detector.observe()
-        issues = self.detector.find(snapshot)
-        found = frozenset(issue.fingerprint() for issue in issues)
-        self._counts["detected"] += len(found - self._open)
-        self._open = found
-        self._last_check = datetime.now()  # noqa: DTZ005  shown to people, decides nothing
-        self._tell("looked: %d issues, health %d", len(issues), health_score(issues))
+        """Read the host once and take note of what is new."""
+        snapshot, issues = await self.refresh()
+        now = self._looked_at
+        if (asleep := self._suspended()) > self._asleep + 1.0:
+            self._resumed_at = now
+        self._asleep = asleep
+        self._counts["detected"] += self.incidents.note(snapshot, issues, now, self.detector.thresholds)
+        self._book.settle(self.incidents, self.limits)
+        self._last_check = self._wall()  # shown to people, decides nothing
+        self._tell("looked: %d issues, health %d", len(issues), self._health)
         return snapshot, issues
+
+    async def refresh(self) -> tuple[Snapshot, list[Issue]]:
+        self.store.retry()
+        snapshot = self.last = await self.detector.observe()
+        self.issues = self.detector.find(snapshot)
+        self._health = health_score(self.issues)
+        self._looked_at = self.store.now()
+        return snapshot, self.issues
 
     async def heal_issue(self, issue: Issue) -> HealingResult:
         """Heal one issue now, within the limits; a person's or a program's request. It raises nothing."""
+        return await self._healed(issue, Ask(automatic=False))
+
+    async def confirm(self, record: HealingRecord) -> HealingResult:
+        """Take the rung that a record asks for, with a person's word. It raises nothing."""
+        return await self._healed(record.issue, Ask(automatic=False, confirmed=record.asks, record=record))
+
+    async def _healed(self, issue: Issue, ask: Ask) -> HealingResult:
         started = time.perf_counter()
         async with self._acting:
             try:
-                result = await self._heal(issue)
+                result = await self._heal(issue, ask)
             except Exception as error:  # one heal must never end the loop
                 log.exception("healing %s went wrong", issue.description)
-                result = self._result(issue, [], Verdict.FAILED, f"an error of this program: {error!r:.300}")
+                said = f"an error of this program: {error!r:.300}"
+                result = HealingResult(issue, "none", False, said, verdict=Verdict.FAILED, detail=said)
         self._counts["resolved"] += result.verdict is Verdict.HEALED
-        self._counts["failed"] += result.verdict in {Verdict.FAILED, Verdict.NO_EFFECT}
+        self._counts["failed"] += result.verdict in _MISSED
         took = (time.perf_counter() - started) * 1e3
         self._tell("%s: %s %s %s", issue.description, result.verdict.value, result.action_taken, result.error or "")
         return replace(result, duration_ms=took)
@@ -147,15 +198,44 @@ class SimplifiedHealingEngine:
         self._stops.append(stop)
         return self._turn(stop)
 
+    async def settle_the_past(self) -> None:
+        """What was under way when an earlier run ended is looked at and written down."""
+        try:
+            if not self.dry_run and not self.store.fault and self.store.unfinished():
+                with self.store.exclusive():
+                    await reconcile(self.store, self.detector, self.executor)
+        except StoreFault as error:
+            log.warning("what was under way before cannot be settled yet: %s", error.message)
+
     async def _turn(self, stop: asyncio.Event) -> AsyncIterator[list[HealingResult]]:
+        await self.settle_the_past()
         try:
             while not stop.is_set():
-                yield await self.detect_and_heal()
+                async with self._looking_on():
+                    results = await self.detect_and_heal()
+                yield results
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self.interval):
+                    async with asyncio.timeout(min(self.interval, max(1.0, self._book.due()))):
                         await stop.wait()
         finally:
             self._stops = [event for event in self._stops if event is not stop]
+
+    @contextlib.asynccontextmanager
+    async def _looking_on(self) -> AsyncIterator[None]:
+        """An act may take half an hour: what else happens is noticed meanwhile, and answered after it."""
+
+        async def look() -> None:
+            while True:
+                await asyncio.sleep(self.interval)
+                await self.look()
+
+        task = asyncio.create_task(look(), name="looking on")
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
 
     def stop(self) -> None:
         """End what `start_monitoring` was called for, after the cycle that runs now."""
@@ -177,136 +257,137 @@ class SimplifiedHealingEngine:
         """Raises ConfigError for an unknown metric or a value out of range."""
         self.detector.thresholds[metric] = value
 
-    async def _heal(self, issue: Issue) -> HealingResult:
-        self._incident = secrets.token_hex(6)
+    async def _heal(self, issue: Issue, ask: Ask) -> HealingResult:
+        issue = self.detector.diagnose(issue)
         try:
-            rungs = self.resolver.climb(issue)
+            rungs = (ask.confirmed,) if ask.confirmed else self.resolver.climb(issue)
         except Exception as error:
             log.warning("the resolver failed on %s", issue.description, exc_info=True)
             return self._refused(issue, f"the resolver failed: {error}")
+        incident = self.incidents.get(issue.fingerprint())
         if not rungs:
-            return self._refused(issue, "watched only: nothing is known to help against it safely")
+            if not self.dry_run:
+                self._book.watched(issue, incident)
+            return self._refused(issue, WATCHED)
+        host = await self.host_state()
         if self.dry_run:
-            return await self._rehearse(issue, rungs)
+            return await self._rehearse(issue, rungs, ask, host)
         try:
             with self.store.exclusive():
-                return self._kept(await self._climb(issue, rungs))
+                await reconcile(self.store, self.detector, self.executor)
+                story = await self._recorded(issue, rungs, ask, host)
+        except ActionRefused as error:
+            return self._refused(issue, with_hint(error.message, error.hint))
         except StoreFault as error:
-            return self._refused(issue, _with_hint(error.message, error.hint))
+            said, verdict = with_hint(error.message, error.hint), Verdict.FAILED if error.acted else Verdict.REFUSED
+            return HealingResult(issue, "none", False, said, verdict=verdict, detail=said)
+        verdict = Verdict(story.verdict)
+        good = verdict in _GOOD
+        said = "\n".join(story.told)
+        return HealingResult(issue, ", ".join(story.taken) or "none", good, None if good else said, verdict=verdict,
+                             actions_taken=story.taken, detail=said, record=story.id)  # fmt: skip
 
-    def _kept(self, result: HealingResult) -> HealingResult:
-        """Write the record. An incident that nothing was done about leaves none."""
-        if result.actions_taken or result.verdict is Verdict.RECOVERED_BY_ITSELF:
-            self.store.keep(record(result, self._incident, self.store.now()))
-        return result
+    async def _recorded(self, issue: Issue, rungs: tuple[Action, ...], ask: Ask, host: HostState) -> HealingRecord:
+        """Climb, and keep the record. Raises ActionRefused for a word that came too late, StoreFault."""
+        incident = self.incidents.get(issue.fingerprint())
+        asked = ask.record
+        start = self._book.confirmed(asked.id) if asked else self._book.open(issue, incident, automatic=ask.automatic)
+        if asked and not self._same_cause(issue):
+            raise ActionRefused("the cause is another by now", "a fresh look asks anew")
+        story = await climb(self, start, rungs, ask, host)
+        if asked and story.verdict == Verdict.REFUSED and len(story.taken) == len(start.taken):  # it stays open
+            story = replace(story, asks=asked.asks, asks_until=asked.asks_until)
+        try:
+            self._book.keep(story, incident, self.incidents)
+        except StoreFault as error:
+            error.acted = bool(story.taken)
+            raise
+        return story
 
-    async def _rehearse(self, issue: Issue, rungs: tuple[Action, ...]) -> HealingResult:
+    def _same_cause(self, issue: Issue) -> bool:
+        """Whether the unit that a record blames is still the one that stands out."""
+        blamed = issue.metrics.get("unit")
+        plain = replace(issue, metrics={key: value for key, value in issue.metrics.items() if key != "unit"})
+        return blamed is None or self.detector.diagnose(plain).metrics.get("unit") == blamed
+
+    async def _rehearse(self, issue: Issue, rungs: tuple[Action, ...], ask: Ask, host: HostState) -> HealingResult:
         """Say what would be done; nothing is spent and nothing is touched."""
         answers = [(rung, await self.executor.execute(rung, dry_run=True)) for rung in rungs]
         action, first = answers[0]
         if not first.success:
-            return self._refused(issue, f"{action.name}: {_with_hint(first.error, first.suggestion)}")
+            return self._refused(issue, f"{action.name}: {with_hint(first.error, first.suggestion)}")
         told, would_act = [], False
+        facts = self.facts(host)
         for rung, answer in answers:
             told.append(f"{rung.name}: {answer.output or answer.error}")
-            if denied := self._denied(issue, rung):
-                told.append(f"{rung.name}: now refused: {denied}")
-            would_act |= not answer.refused and not denied
+            if not answer.success:  # not in the catalogue, or with wrong arguments
+                continue
+            if denied := first_refusal(self.question(issue, rung, ask, ""), facts):
+                told.append(f"{rung.name}: now refused: {denied.told}")
+            would_act |= not answer.refused and denied is None
         return HealingResult(
             issue, DRY + action.name, True, verdict=Verdict.DRY_RUN, actions_taken=[action.name],
             detail="\n".join(told), would_act=would_act,
         )  # fmt: skip
 
-    async def _climb(self, issue: Issue, rungs: tuple[Action, ...]) -> HealingResult:
-        """Rung by rung, a further one only after the one below was refused or measured to have no effect."""
-        taken: list[str] = []
-        reasons: list[str] = []
-        verdict = Verdict.REFUSED
-        for rung in rungs:
-            if self.dry_run:  # switched on since the rung below
-                reasons.append(f"{rung.name}: a dry run was asked for meanwhile")
-                break
-            if denied := self._denied(issue, rung):
-                reasons.append(f"{rung.name}: {denied}")
-                continue
-            before = await look_at(self.detector, issue)
-            if before.status is not Status.ISSUE:
-                if before.status is Status.OK:
-                    return self._result(issue, taken, Verdict.RECOVERED_BY_ITSELF, before.said)
-                reasons.append(f"{rung.name}: {before.said}; nothing is done on what cannot be seen")
-                break
-            attempt, said = await self._act(issue, rung)
-            reasons.append(f"{rung.name}: {said}")
-            if attempt is not Verdict.REFUSED:
-                taken.append(rung.name)
-                verdict = attempt
-            if attempt in {Verdict.HEALED, Verdict.FAILED}:
-                break
-        return self._result(issue, taken, verdict, "\n".join(reasons))
-
-    def _denied(self, issue: Issue, rung: Action) -> str:
+    async def take(self, story: HealingRecord, question: Question, facts: Facts, before: str) -> tuple[Rung, Verdict]:
+        bench = Bench(self.store, self.detector, self.executor, self._clock, self._sleep)
         try:
-            spec, arguments = specify(rung)
-        except ActionRefused as error:
-            return _with_hint(error.message, error.hint)
+            return await attempt(bench, story, question, facts, before)
+        except StoreFault as error:
+            error.acted = error.acted or bool(story.taken)
+            raise
+
+    def question(self, issue: Issue, rung: Action, ask: Ask, incident: str) -> Question:
+        """Raises ActionRefused when the rung is not in the catalogue, or its arguments are wrong."""
+        spec, arguments = specify(self.executor.handler.known(rung))
+        if spec.name == PLUGIN:
+            arguments.setdefault("issue", issue_data(issue))
+        request = Request(target_of(issue, arguments), spec.name, incident, issue.subject(), ask.automatic)
+        known = self.incidents.get(issue.fingerprint())
+        return Question(issue, spec, arguments, request, known, ask.confirmed is not None)
+
+    def facts(self, host: HostState) -> Facts:
+        store, now = self.store, self.store.now()
+        fault = store.fault
+        return Facts(
+            now, self.limits, self.policy, [] if fault else store.acts(), {} if fault else store.resets,
+            frozenset() if fault else store.latches, fault, store.remedy,
+            self.stopped(), host, self._clock(), now - self._resumed_at, now - self._looked_at, 2 * self.interval,
+            self.last.values, self.issues, self._health, () if fault else store.silences(),
+            self.maintenance(),
+        )  # fmt: skip
+
+    def maintenance(self) -> str:
+        if not self.policy.maintenance:
+            return ""
+        now = self._wall()
+        return self.policy.maintained(now.weekday(), 60 * now.hour + now.minute)
+
+    def stopped(self) -> str:
+        """Why nothing may act now: the kill switch, a pause, healing switched off; else empty."""
         if not self.healing_enabled:
             return "healing is switched off (healing_enabled)"
-        if issue.severity is Severity.LOW:
-            return "watched only: its severity is LOW"
-        if not spec.auto:
-            return f"it is {spec.risk.value} and asks a person first"
-        request = Request(target_of(issue, arguments), rung.name, self._incident, issue.fingerprint())
-        try:
-            denials = check(self.store.acts(), self.limits, request, self.store.now())
-        except StoreFault as error:
-            return _with_hint(error.message, error.hint)
-        return "; ".join(f"{denial.rule}: {denial.reason}; lifts {denial.lifts}" for denial in denials)
-
-    async def _act(self, issue: Issue, rung: Action) -> tuple[Verdict, str]:
-        """Keep the intent, act, measure, keep the outcome. Only a refusal gives the budget back: nothing was
-        touched. Raises StoreFault when the intent cannot be kept: no record, no act."""
-        spec, arguments = specify(rung)
-        act = Act(target_of(issue, arguments), rung.name, self._incident, issue.fingerprint(), self.store.now())
-        number = self.store.begin(act)
-        verdict, said = Verdict.FAILED, "it was broken off"
-        try:
-            answer = await self.executor.execute(rung)
-            if answer.success:
-                verdict, said = await verify(self.detector, issue, spec, clock=self._clock, sleep=self._sleep)
-            else:
-                verdict = Verdict.REFUSED if answer.refused else Verdict.FAILED
-                said = _with_hint(answer.error, answer.suggestion)
-        finally:
-            if verdict is Verdict.REFUSED:
-                self.store.forget(number)
-            else:
-                self.store.end(number, ended=self.store.now(), effective=verdict is Verdict.HEALED)
-        return verdict, said
+        if why := self._switch():
+            return why
+        paused = "" if self.store.fault else self.store.paused
+        return f"paused: {paused} (`luminous-healing resume` ends it)" if paused else ""
 
     def _refused(self, issue: Issue, why: str) -> HealingResult:
         return HealingResult(issue, "none", success=False, error=why, verdict=Verdict.REFUSED)
 
-    def _result(self, issue: Issue, taken: list[str], verdict: Verdict, said: str) -> HealingResult:
-        good = verdict in {Verdict.HEALED, Verdict.RECOVERED_BY_ITSELF}
-        return HealingResult(
-            issue, ", ".join(taken) or "none", good, None if good else said,
-            verdict=verdict, actions_taken=taken, detail=said,
-        )  # fmt: skip
-
     def _tell(self, text: str, *values: object) -> None:
         log.log(logging.INFO if self.verbose else logging.DEBUG, text, *values)
-
-
-def _with_hint(message: str | None, hint: str | None) -> str:
-    return f"{message} ({hint})" if hint else f"{message}"
 
 
 SelfHealingEngine = SimplifiedHealingEngine
 
 
 def create_self_healing_engine(dry_run: bool = False, verbose: bool = False) -> SimplifiedHealingEngine:
-    """An engine for this host with the defaults of the specification."""
-    return SimplifiedHealingEngine(dry_run=dry_run, verbose=verbose)
+    """An engine for this host with the defaults of the specification: its limits and its lock are the host's (or
+    this user's), as are the acts that it remembers. A dry run opens no store."""
+    store = None if dry_run else open_store(os.environ)
+    return SimplifiedHealingEngine(dry_run=dry_run, verbose=verbose, store=store)
 
 
 async def quick_heal(dry_run: bool = True) -> list[HealingResult]:

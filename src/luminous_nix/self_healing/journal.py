@@ -21,6 +21,7 @@ def notify(message: str, environment: Mapping[str, str] | None = None) -> bool:
     if not address:
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.setblocking(False)  # a service manager that does not read must not hold us
         try:
             path = "\0" + address[1:] if address.startswith("@") else address
             sender.sendto(message.encode("utf-8", "backslashreplace"), path)

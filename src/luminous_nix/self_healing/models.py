@@ -38,7 +38,12 @@ class ObservationError(HealingError):
 
 
 class ActionRefused(HealingError):  # noqa: N818  a refusal is an answer, not a malfunction
-    """The action was not started; nothing was touched."""
+    """The action was not started; nothing was touched. `passing`: what stands in its way will pass by itself, so it
+    is no word about whether it would help."""
+
+    def __init__(self, message: str, hint: str = "", *, passing: bool = False) -> None:
+        super().__init__(message, hint)
+        self.passing = passing
 
 
 class NeedsPrivilege(HealingError):  # noqa: N818
@@ -83,6 +88,7 @@ class Verdict(StrEnum):
 
     HEALED = "healed"
     NO_EFFECT = "no_effect"
+    WORSE = "worse"  # undone where it can be
     RECOVERED_BY_ITSELF = "recovered_by_itself"
     REFUSED = "refused"
     FAILED = "failed"
@@ -103,6 +109,10 @@ class Roots:
     run: Path = Path("/run")
     journal: Path = Path("/var/log/journal")
     nix: Path = Path("/nix")
+    state: Path = Path("/var/lib/luminous-healing")
+    plugins: Path = Path("/etc/luminous-healing/plugins")
+    boot: Path = Path("/boot")
+    tmp: Path = Path("/var/tmp")  # noqa: S108  where temporary files of the host lie; nothing of ours
 
 
 class SensorHealth(NamedTuple):
@@ -170,17 +180,27 @@ class UnitState:
         )
 
 
+class HostState(NamedTuple):
+    """The system as a whole: systemd's SystemState, why nothing may be changed now, or why it cannot be told."""
+
+    state: str = "running"
+    busy: str = ""
+    unknown: str = ""
+
+
 class Snapshot(NamedTuple):
     """What one look at the host saw. A reading that is missing from `values` is unknown.
 
     `values` maps a reading's name to percent (or plain load): `cpu`, `memory`, `swap`, `load`,
     `disk:MOUNT`, `inodes:MOUNT`, `pressure:RESOURCE:some|full`. `looks` has (sensor, error or empty,
-    nanoseconds) of each sensor that was asked; `sensors` is the same as values of their own.
+    nanoseconds) of each sensor that was asked; `sensors` is the same as values of their own. `watched` is how
+    many units are watched by name.
     """
 
     values: Mapping[str, float]
     units: tuple[UnitState, ...] = ()
     looks: tuple[tuple[str, str, int], ...] = ()
+    watched: int = 0
 
     @property
     def sensors(self) -> tuple[SensorHealth, ...]:
@@ -279,9 +299,15 @@ class Issue:
             "metric_value": float(value),
         }
 
+    def subject(self) -> str:
+        """What is in trouble, whatever the kind of trouble: type and component; a filesystem by its mount point,
+        because which one is the fullest, and so called `disk`, changes."""
+        mount = self.metrics.get("mount")
+        return f"{self.type.value}/disk:{mount}" if mount else f"{self.type.value}/{self.component}"
+
     def fingerprint(self) -> str:
-        """What makes two issues the same kind of trouble: type, component and kind; no figures, no time."""
-        return f"{self.type.value}/{self.component}/{self.kind or '-'}"
+        """What makes two issues the same kind of trouble: subject and kind; no figures, no time."""
+        return f"{self.subject()}/{self.kind or '-'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +345,7 @@ class ExecutionResult:
     mode: str = ""
     duration_ms: float = 0.0
     refused: bool = False  # nothing was touched
+    knobs: tuple[tuple[str, str, str], ...] = ()  # what was set: name, former value, ours; the way back
 
 
 @dataclass(frozen=True)
@@ -335,3 +362,4 @@ class HealingResult:
     actions_taken: list[str] = field(default_factory=list)
     detail: str = ""
     would_act: bool = False  # in a dry run: whether anything would be done now
+    record: str = ""  # the id of its record

@@ -6,15 +6,16 @@ through `sudo -n`, else in user space where that helps, else it answers with the
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from .act.operations import OPERATIONS, World
+from .act.operations import OPERATIONS, World, has_plugin, way_back
 from .act.runners import ChainRunner, DirectRunner, ManualRunner, Runner, SudoRunner
-from .act.steps import Plan, Step, typed
+from .act.steps import Knob, Plan, Step, typed
 from .bus import Bus
 from .decide.actions import CATALOGUE, specify
 from .models import (
@@ -38,10 +39,23 @@ _HOW: Final = (
     'to act without it set LUMINOUS_DEV_MODE=1, or mode = "dev" in the configuration, and run as root or with sudo'
 )
 
+_STOPPED: Final = "stopped by the kill switch: "
+_ASK_EVERY_S: Final = 0.2
+_LET_GO_S: Final = 2.0  # process.py ends a child and what it started in less
+
 
 def development_wanted(environment: Mapping[str, str]) -> bool:
     """Whether LUMINOUS_DEV_MODE is 1, true, yes or on."""
     return environment.get("LUMINOUS_DEV_MODE", "").strip().lower() in _YES
+
+
+async def _let_go(work: asyncio.Future[str]) -> None:
+    """End the step if it runs. What the kernel or systemd are at already goes on without us."""
+    if not work.done():
+        work.cancel()
+        await asyncio.wait({work}, timeout=_LET_GO_S)
+    if work.done() and not work.cancelled():
+        work.exception()  # what it ended with is told already, or overtaken
 
 
 class _NoHelperRunner:
@@ -57,6 +71,8 @@ class NixOSPermissionHandler:
     """Executes actions of the catalogue with the privilege of its mode.
 
     `mode` None reads LUMINOUS_DEV_MODE now. `runner` replaces the mode's own choice (tests, simulation).
+    `switch` is the kill switch: it answers why nothing may act now, or nothing. It is asked before each step,
+    and while one runs.
     """
 
     def __init__(
@@ -67,6 +83,7 @@ class NixOSPermissionHandler:
         roots: Roots | None = None,
         runner: Runner | None = None,
         environment: Mapping[str, str] | None = None,
+        switch: Callable[[], str] = lambda: "",
     ) -> None:
         wanted = development_wanted(os.environ if environment is None else environment)
         self.mode = mode or (ExecutionMode.DEVELOPMENT if wanted else ExecutionMode.SERVICE)
@@ -74,6 +91,7 @@ class NixOSPermissionHandler:
         self._socket = self.world.roots.run / HELPER_SOCKET
         self._sudo = find("sudo") if os.geteuid() != 0 else None
         self._runner = runner or self._choose()
+        self.switch = switch
 
     def _choose(self) -> Runner:
         if self.mode is ExecutionMode.SERVICE:
@@ -82,9 +100,15 @@ class NixOSPermissionHandler:
         direct = DirectRunner(self.world.bus, self.world.roots, privileged=root)
         return ChainRunner(direct, *([SudoRunner(self._sudo)] if self._sudo else []), ManualRunner())
 
+    def known(self, action: Action) -> Action:
+        """The action itself, or `run_plugin` of the plugin that has the name of one that the catalogue lacks."""
+        if action.name in CATALOGUE or not has_plugin(self.world.roots, action.name):
+            return action
+        return Action("run_plugin", {"name": action.name, "parameters": dict(action.parameters)})
+
     async def prepare(self, action: Action) -> Plan:
         """What the action would do here, after its precheck. Raises ActionRefused; nothing is changed."""
-        spec, arguments = specify(action)
+        spec, arguments = specify(self.known(action))
         try:
             return await OPERATIONS[spec.name](self.world, arguments)
         except (OSError, ValueError) as error:
@@ -93,16 +117,40 @@ class NixOSPermissionHandler:
     async def execute_healing_action(
         self, action: str, parameters: Mapping[str, Any] | None = None
     ) -> ExecutionResult:
-        """Check, then act. It raises nothing: what goes wrong is in the result."""
+        """Check, then act. It raises nothing: what goes wrong is in the result.
+
+        `knobs` of the result is what was set, or may have been when a step failed: what `restore` takes.
+        """
+
+        async def plan() -> Plan:
+            return await self.prepare(Action.parse({"action": action, "parameters": parameters}))
+
+        return await self._carry_out(plan)
+
+    async def restore(self, knobs: Iterable[tuple[str, str, str]]) -> ExecutionResult:
+        """Set each knob (name, former value, ours) back, unless somebody changed one of them since: then none."""
+
+        async def plan() -> Plan:
+            try:
+                return await way_back(self.world, knobs)
+            except (OSError, ValueError) as error:
+                raise ActionRefused(f"restore: it could not be looked at: {error}") from error
+
+        return await self._carry_out(plan)
+
+    async def _carry_out(self, planning: Callable[[], Awaitable[Plan]]) -> ExecutionResult:
         started = time.perf_counter()
         said: list[str] = []
         problem: HealingError | None = None
+        knobs: tuple[Knob, ...] = ()
         try:
-            request = Action.parse({"action": action, "parameters": parameters})
-            for step in (await self.prepare(request)).steps:
-                said.append(await self._runner.run(step))
+            plan = await planning()
+            knobs = plan.knobs
+            for step in plan.steps:
+                said.append(await self._unless_stopped(step))
         except (ActionRefused, NeedsPrivilege, ActionFailed) as error:
             problem = error
+        refused = not said and isinstance(problem, ActionRefused | NeedsPrivilege)
         return ExecutionResult(
             problem is None,
             "; ".join(filter(None, said)),
@@ -110,13 +158,38 @@ class NixOSPermissionHandler:
             (problem.hint or None) if problem else None,
             self.mode.value,
             (time.perf_counter() - started) * 1e3,
-            refused=not said and isinstance(problem, ActionRefused | NeedsPrivilege),
+            refused=refused,
+            knobs=() if refused else knobs,
         )
+
+    def _stopped(self) -> str:
+        try:
+            return self.switch()
+        except OSError as error:  # whether we may cannot be told, so we may not
+            return f"it cannot be asked: {error}"
+
+    async def _unless_stopped(self, step: Step) -> str:
+        """Carry the step out, and let go of it when the kill switch says so meanwhile."""
+        if why := self._stopped():
+            raise ActionRefused(_STOPPED + why)
+        work = asyncio.ensure_future(self._runner.run(step))
+        try:
+            while not (await asyncio.wait({work}, timeout=_ASK_EVERY_S))[0]:
+                if why := self._stopped():
+                    raise ActionFailed(_STOPPED + why, f"in the middle of: {self.typed(step)}")
+            return work.result()
+        finally:
+            await _let_go(work)
 
     @property
     def unavailable(self) -> str:
         """Why nothing can be done here whatever the precheck says; empty when something can."""
         return _NO_HELPER.format(socket=self._socket) if self.mode is ExecutionMode.SERVICE else ""
+
+    @property
+    def powerless(self) -> str:
+        """Why no step can be carried out by whoever carries them out here; else empty."""
+        return f"{self.unavailable} ({_HOW})" if isinstance(self._runner, _NoHelperRunner) else ""
 
     def typed(self, step: Step) -> str:
         """A step as it would be done here."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from .decide.judge import health_score
 from .models import HealingResult, Issue, Reading, SensorHealth, Verdict
-from .observe.detector import health_score
 
 SCHEMA = 1
 Lines = list[tuple[str, str]]  # (style, text); styles are rich's
@@ -14,6 +14,7 @@ Lines = list[tuple[str, str]]  # (style, text); styles are rich's
 _MARKS = {"ok": ("green", "✓"), "issue": ("bold red", "✗"), "unknown": ("yellow", "?")}
 _VERDICTS = {
     Verdict.HEALED: ("green", "✓"), Verdict.RECOVERED_BY_ITSELF: ("green", "✓"), Verdict.DRY_RUN: ("cyan", "→"),
+    Verdict.WORSE: ("bold red", "✗"),
     Verdict.REFUSED: ("yellow", "-"), Verdict.NO_EFFECT: ("bold red", "✗"), Verdict.FAILED: ("bold red", "✗"),
 }  # fmt: skip
 

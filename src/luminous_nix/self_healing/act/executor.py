@@ -29,12 +29,12 @@ class SimpleExecutor:
         started = time.perf_counter()
         mode = self.handler.mode.value
         try:
-            request = Action.parse(action)
+            request = self.handler.known(Action.parse(action))
             specify(request)
         except ActionRefused as error:
             return ExecutionResult(False, "", error.message, error.hint or None, mode, refused=True)
         if not dry_run:
-            log.info("executing %s %s", request.name, dict(request.parameters))
+            log.info("executing %s %.500s", request.name, dict(request.parameters))
             return await self.handler.execute_healing_action(request.name, request.parameters)
         refused = self.handler.unavailable
         try:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
-import os
-import signal
-import threading
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Protocol, assert_never
+from typing import Any, Final, Protocol, assert_never
 
 from .. import process
-from ..bus import Bus, BusRefused, BusUnavailable
-from ..models import ActionFailed, ActionRefused, NeedsPrivilege, Roots
+from ..bus import Bus, BusRefused, BusUnavailable, target
+from ..models import ActionFailed, NeedsPrivilege, Roots
 from ..observe.systemd import MANAGER
-from .operations import read_process
-from .steps import EndProcess, RunProgram, Step, UnitJob, WriteFile, typed
+from .effects import end_process, write
+from .steps import EndProcess, ResolverJob, RunProgram, SetProperties, Step, UnitJob, WriteFile, typed
+
+_RESOLVER: Final = target("/org/freedesktop/resolve1", "org.freedesktop.resolve1.Manager", "org.freedesktop.resolve1")
+_UNIT_ONLY: Final = frozenset({"ResetFailedUnit", "FreezeUnit", "ThawUnit"})  # the others take a job mode, too
 
 
 class Runner(Protocol):
@@ -42,6 +39,10 @@ class DirectRunner:
         match step:
             case UnitJob():
                 return await self._unit_job(step)
+            case SetProperties():
+                return await self._set_properties(step)
+            case ResolverJob():
+                return await self._resolver_job(step)
             case WriteFile():
                 return await self._write(step)
             case RunProgram():
@@ -51,21 +52,35 @@ class DirectRunner:
         assert_never(step)
 
     async def _unit_job(self, step: UnitJob) -> str:
-        body = (step.unit,) if step.method == "ResetFailedUnit" else (step.unit, "fail")
+        body = (step.unit,) if step.method in _UNIT_ONLY else (step.unit, "fail")
+        await self._call(MANAGER, step.method, "s" * len(body), body, f"{step.method} of {step.unit}")
+        return f"{step.method} {step.unit}"
+
+    async def _set_properties(self, step: SetProperties) -> str:
+        values = [(name, (signature, value)) for name, signature, value in step.properties]
+        until_reboot = True
+        await self._call(MANAGER, "SetUnitProperties", "sba(sv)", (step.unit, until_reboot, values),
+                         f"setting limits of {step.unit}")  # fmt: skip
+        return f"{step.unit}: " + ", ".join(f"{name}={value}" for name, _, value in step.properties)
+
+    async def _resolver_job(self, step: ResolverJob) -> str:
+        await self._call(_RESOLVER, step.method, "", (), f"{step.method} of systemd-resolved")
+        return step.method
+
+    async def _call(self, at: Any, member: str, signature: str, body: tuple[Any, ...], what: str) -> None:
         try:
-            await self._bus.call(MANAGER, step.method, "s" * len(body), body)
+            await self._bus.call(at, member, signature, body)
         except BusRefused as error:
             if error.access_denied:
-                raise NeedsPrivilege(f"{step.method} of {step.unit} is not allowed: {error.message}") from error
-            raise ActionFailed(f"{step.method} of {step.unit}: {error.message}") from error
+                raise NeedsPrivilege(f"{what} is not allowed: {error.message}") from error
+            raise ActionFailed(f"{what}: {error.message}") from error
         except BusUnavailable as error:
-            raise ActionFailed(f"{step.method} of {step.unit}: {error.message}", error.hint) from error
-        return f"{step.method} {step.unit}"
+            raise ActionFailed(f"{what}: {error.message}", error.hint) from error
 
     async def _write(self, step: WriteFile) -> str:
         try:
             async with asyncio.timeout(step.timeout_s):
-                await _in_thread(partial(_write_file, step.path, step.text.encode()))
+                await write(step)
         except PermissionError as error:
             raise NeedsPrivilege(f"{step.path} is not writable for this user") from error
         except RuntimeError as error:  # no thread to be had: the host is out of processes
@@ -83,85 +98,24 @@ class DirectRunner:
     async def _program(self, step: RunProgram) -> str:
         if not (self._privileged or step.unprivileged):
             raise NeedsPrivilege(f"{Path(step.command[0]).name} needs root")
-        done = await process.run(step.command, timeout=step.timeout_s)
-        if done.returncode != 0:
-            raise ActionFailed(f"{Path(step.command[0]).name} ended with {done.returncode}: {done.last_words:.300}")
+        done = await process.run(step.command, timeout=step.timeout_s, stdin=_fed(step))
+        return _outcome(step, Path(step.command[0]).name, done)
+
+
+def _fed(step: Step) -> bytes | None:
+    """What a program reads, when there is something for it."""
+    text = step.stdin if isinstance(step, WriteFile | RunProgram) else ""
+    return text.encode() or None
+
+
+def _outcome(step: Step, name: str, done: process.Completed) -> str:
+    """Its last words. Raises ActionFailed."""
+    if done.returncode == 0:
         return done.last_words[:300]
-
-
-async def _in_thread(work: Callable[[], None]) -> None:
-    """The kernel may work for seconds before a write returns (memory.reclaim). A daemon thread, unlike the
-    loop's own pool, does not hold up the end of the program."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def settle(error: OSError | None) -> None:
-        if not done.done():
-            done.set_result(None) if error is None else done.set_exception(error)
-
-    def run() -> None:
-        problem = None
-        try:
-            work()
-        except OSError as error:
-            problem = error
-        with contextlib.suppress(RuntimeError):  # the loop ended meanwhile: nobody waits any more
-            loop.call_soon_threadsafe(settle, problem)
-
-    threading.Thread(target=run, name="write", daemon=True).start()
-    await done
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    """No O_CREAT: a knob that the kernel lacks must not become a file."""
-    handle = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(handle, data)
-    finally:
-        os.close(handle)
-
-
-async def end_process(step: EndProcess, roots: Roots, *, opener: Callable[[int], int] = os.pidfd_open) -> str:
-    """pidfd_open(2) first, then compare the start time: the number cannot change hands after that.
-
-    Raises ActionRefused when it is another process by now, NeedsPrivilege, ActionFailed when it survives.
-    """
-    try:
-        handle = opener(step.pid)
-    except OSError as error:
-        raise ActionRefused(f"process {step.pid} is gone already, or no process: {error.strerror}") from None
-    try:
-        stat = read_process(roots, step.pid)
-        if stat is None or stat.start_time != step.start_time:
-            raise ActionRefused(f"process {step.pid} is another one by now")
-        for number, patience in ((signal.SIGTERM, step.grace_s), (signal.SIGKILL, 5.0)):
-            signal.pidfd_send_signal(handle, number)
-            if await _gone(handle, patience):
-                return f"process {step.pid} ended by {number.name}"
-        raise ActionFailed(
-            f"process {step.pid} survives SIGKILL", "it hangs in the kernel: look at its /proc/PID/wchan"
-        )
-    except PermissionError as error:
-        raise NeedsPrivilege(f"process {step.pid} belongs to another user") from error
-    except ProcessLookupError:
-        return f"process {step.pid} ended"
-    finally:
-        os.close(handle)
-
-
-async def _gone(handle: int, patience: float) -> bool:
-    """A pidfd becomes readable when its process ends (pidfd_open(2))."""
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(handle, ended.set)
-    try:
-        async with asyncio.timeout(patience):
-            await ended.wait()
-    except TimeoutError:
-        return False
-    finally:
-        loop.remove_reader(handle)
-    return True
+    said = f": {done.last_words:.300}" if done.last_words else ""
+    if isinstance(step, RunProgram) and done.returncode == step.refused_exit:
+        raise ActionFailed(f"{name} refused{said}", "it says that nothing was touched; that is not taken on trust")
+    raise ActionFailed(f"{name} ended with {done.returncode}{said}")
 
 
 class SudoRunner:
@@ -173,8 +127,7 @@ class SudoRunner:
     async def run(self, step: Step) -> str:
         if isinstance(step, EndProcess):  # kill(1) knows only the number, which may be another's by then
             raise NeedsPrivilege(f"process {step.pid} belongs to another user")
-        stdin = step.text.encode() if isinstance(step, WriteFile) else None
-        limit = 120.0 if isinstance(step, UnitJob) else step.timeout_s
+        limit = step.timeout_s if isinstance(step, WriteFile | RunProgram) else 120.0
         program = process.find(step.command[0]) if not step.command[0].startswith("/") else step.command[0]
         if program is None:
             raise ActionFailed(f"{step.command[0]} is not installed")
@@ -183,10 +136,8 @@ class SudoRunner:
         allowed = await process.run((self._sudo, "-n", "-l", "--", *command), timeout=10.0)
         if allowed.returncode != 0:
             raise NeedsPrivilege(f"sudo: {allowed.last_words.removeprefix('sudo: ') or 'not allowed'}")
-        done = await process.run((self._sudo, "-n", "--", *command), timeout=limit, stdin=stdin)
-        if done.returncode != 0:
-            raise ActionFailed(f"{step.command[0]} ended with {done.returncode}: {done.last_words:.300}")
-        return done.last_words[:300]
+        done = await process.run((self._sudo, "-n", "--", *command), timeout=limit, stdin=_fed(step))
+        return _outcome(step, step.command[0], done)
 
 
 class ManualRunner:

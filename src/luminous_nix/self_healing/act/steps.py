@@ -6,47 +6,102 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, NamedTuple
+
+UNLIMITED: Final = (1 << 64) - 1  # how systemd says "infinity", and "not set" of a weight
+
+_VERBS: Final = {
+    "RestartUnit": "restart",
+    "ReloadUnit": "reload",
+    "StartUnit": "start",
+    "ResetFailedUnit": "reset-failed",
+    "FreezeUnit": "freeze",
+    "ThawUnit": "thaw",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class UnitJob:
-    """A method of systemd's manager on one unit: RestartUnit, ReloadUnit, StartUnit or ResetFailedUnit."""
+    """A method of systemd's manager on one unit, one of those above."""
 
     method: str
     unit: str
 
     @property
     def command(self) -> tuple[str, ...]:
-        verbs = {
-            "RestartUnit": "restart",
-            "ReloadUnit": "reload",
-            "StartUnit": "start",
-            "ResetFailedUnit": "reset-failed",
-        }
-        return ("systemctl", verbs[self.method], "--", self.unit)
+        return ("systemctl", _VERBS[self.method], "--", self.unit)
+
+
+@dataclass(frozen=True, slots=True)
+class SetProperties:
+    """Properties of a unit, each (name, D-Bus type, value), until the next boot."""
+
+    unit: str
+    properties: tuple[tuple[str, str, int], ...]
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        words = (_assignment(name, value) for name, _, value in self.properties)
+        return ("systemctl", "set-property", "--runtime", "--", self.unit, *words)
+
+
+def _assignment(name: str, value: int) -> str:
+    """As systemctl takes it, which says a quota in percent and unsets by an empty value."""
+    if name == "CPUQuotaPerSecUSec":
+        whole, hundredths = divmod(value // 100, 100)
+        part = f".{hundredths:02}" if hundredths else ""
+        return "CPUQuota=" + ("" if value == UNLIMITED else f"{whole}{part}%")
+    if value == UNLIMITED:
+        return name + ("=infinity" if name.startswith("Memory") else "=")
+    return f"{name}={value}"
+
+
+@dataclass(frozen=True, slots=True)
+class ResolverJob:
+    """A method of systemd-resolved: FlushCaches or ResetServerFeatures."""
+
+    method: str
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        verbs = {"FlushCaches": "flush-caches", "ResetServerFeatures": "reset-server-features"}
+        return ("resolvectl", verbs[self.method])
 
 
 @dataclass(frozen=True, slots=True)
 class WriteFile:
-    """A few bytes to a file of the kernel. `partial_ok`: EAGAIN means that it did a part, which is fine."""
+    """A few bytes to a file of the kernel. `partial_ok`: EAGAIN means that it did a part, which is fine.
+
+    `ours`: not the kernel's but a file of our own state, made when it is missing and replaced as a whole.
+    """
 
     path: Path
     text: str
     partial_ok: bool = False
     timeout_s: float = 20.0
+    ours: bool = False
 
     @property
     def command(self) -> tuple[str, ...]:
         return ("tee", "--", str(self.path))
 
+    @property
+    def stdin(self) -> str:
+        return self.text
+
 
 @dataclass(frozen=True, slots=True)
 class RunProgram:
-    """A program with a fixed argument list. `unprivileged`: an ordinary user may run it just as well."""
+    """A program with a fixed argument list. `unprivileged`: an ordinary user may run it just as well.
+
+    `refused_exit`: the exit status by which it says that it refused and touched nothing.
+    """
 
     command: tuple[str, ...]
     timeout_s: float
     unprivileged: bool = False
+    stdin: str = ""
+    refused_exit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +117,31 @@ class EndProcess:
         return ("kill", "-TERM", str(self.pid))
 
 
-Step = UnitJob | WriteFile | RunProgram | EndProcess
+Step = UnitJob | SetProperties | ResolverJob | WriteFile | RunProgram | EndProcess
 
 
 def typed(step: Step, *, root: bool = False) -> str:
     """The step as a person would type it, as root or with sudo."""
     sudo = "" if root or (isinstance(step, RunProgram) and step.unprivileged) else "sudo "
-    if isinstance(step, WriteFile):
-        return f"echo {shlex.quote(step.text)} | {sudo}tee -- {shlex.quote(str(step.path))}"
-    return sudo + shlex.join(step.command)
+    fed = step.stdin if isinstance(step, WriteFile | RunProgram) else ""
+    return (f"echo {shlex.quote(fed)} | " if fed else "") + sudo + shlex.join(step.command)
+
+
+class Knob(NamedTuple):
+    """Something that a plan sets: its name in the grammar of operations/knobs.py, its former value, and ours."""
+
+    name: str
+    former: str
+    ours: str
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an action will do on this host: what the precheck found, the steps, and the steps back."""
+    """What an action will do on this host: what the precheck found, the steps, and what the way back needs."""
 
     checks: tuple[str, ...]
     steps: tuple[Step, ...]
-    undo: tuple[Step, ...] = ()
+    knobs: tuple[Knob, ...] = ()
 
     def describe(self, how: Callable[[Step], str]) -> str:
         """For a dry run; `how` says a step as it would be done."""

@@ -24,7 +24,8 @@ _JITTER: Final = 0.1
 class Act:
     """One act as the limits see it. `ended` None: it is under way, or its outcome is not known.
 
-    `cause` is the fingerprint of the issue; `effective` whether the effect was verified, None while unknown.
+    `incident` is one climb of a ladder; `cause` the fingerprint of the issue; `effective` whether the effect was
+    verified, None while unknown.
     """
 
     target: str
@@ -35,6 +36,8 @@ class Act:
     ended: float | None = None
     effective: bool | None = None
     automatic: bool = True
+    harm: bool = False  # something else got worse
+    relapsed: float | None = None  # when its cause was first seen again after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Limits:
     heals_per_hour: int = 10
     cooldown_s: float = 300.0
     breaker_s: float = HOUR_S
+    lasting_s: float = HOUR_S  # an effect that held so long has lasted
     others: tuple[Window, ...] = (
         Window("10 operations in 5 minutes", 10, 5 * MINUTE_S),
         Window("3 acts an hour on one target", 3, HOUR_S, scope="target"),
@@ -72,6 +76,7 @@ class Limits:
         Window("3 rollbacks in 7 days", 3, WEEK_S, "rollback_generation"),
         Window("1 collection in 6 hours", 1, 6 * HOUR_S, "clean_nix_store"),
         Window("3 kills an hour", 3, HOUR_S, "kill_process"),
+        Window("1 rerun of a job in 24 hours", 1, DAY_S, "rerun_timer", "target"),
     )
 
     @property
@@ -91,10 +96,11 @@ class Denial:
     rule: str
     reason: str
     lifts_in_s: float
+    lifted_by: str = "when a person resets it"  # where no time lifts it
 
     @property
     def lifts(self) -> str:
-        return "when a person resets it" if self.lifts_in_s == float("inf") else f"in {self.lifts_in_s:.0f} s"
+        return self.lifted_by if self.lifts_in_s == float("inf") else f"in {self.lifts_in_s:.0f} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,29 +114,49 @@ class Request:
     automatic: bool = True
 
 
-def check(acts: Sequence[Act], limits: Limits, request: Request, now: float) -> list[Denial]:
+def check(
+    acts: Sequence[Act], limits: Limits, request: Request, now: float, reset: float = float("-inf")
+) -> list[Denial]:
     """Every rule that forbids the act now; empty when it may start."""
-    if not acts and limits.heals_per_hour and all(window.count for window in limits.others):
-        return []
-    found = [*_windows(acts, limits, request, now), _cooldown(acts, limits, request, now)]
     others = [act for act in acts if act.incident != request.incident]
-    found.append(breaker(others, limits, request.cause, now))
+    found = (*_windows(acts, limits, request, now), cooldown(acts, limits, request, now),
+             breaker(others, limits, request.cause, now, reset))  # fmt: skip
     return [denial for denial in found if denial is not None]
+
+
+def windows(acts: Sequence[Act], limits: Limits, request: Request, now: float) -> Denial | None:
+    """The sliding window that is full and takes longest to let something through."""
+    return max(_windows(acts, limits, request, now), key=lambda denial: denial.lifts_in_s, default=None)
 
 
 def _windows(acts: Sequence[Act], limits: Limits, request: Request, now: float) -> Iterable[Denial]:
     for window in limits.windows:
-        times = sorted(
-            act.started
-            for act in acts
-            if now - act.started < window.seconds
-            and window.covers(act, request.action, request.target, automatic=request.automatic)
-        )
-        applies = not window.action or window.action == request.action
-        if applies and len(times) >= window.count:
-            lifts = times[-window.count] + window.seconds - now if window.count else window.seconds
+        if window.action not in {"", request.action}:
+            continue
+        times = _inside(acts, window, request, now)
+        if len(times) >= window.count:
+            lifts = times[-window.count] + window.seconds - now if window.count else float("inf")
             yield Denial(window.name, f"{len(times)} in the last {_span(window.seconds)}, at most "
-                         f"{window.count} are allowed", lifts)  # fmt: skip
+                         f"{window.count} are allowed", lifts, "when the limit is raised")  # fmt: skip
+
+
+def _inside(acts: Sequence[Act], window: Window, request: Request, now: float) -> list[float]:
+    """When the acts started that count in the window against this one."""
+    return sorted(
+        act.started
+        for act in acts
+        if now - act.started < window.seconds
+        and window.covers(act, request.action, request.target, automatic=request.automatic)
+    )
+
+
+def used(acts: Sequence[Act], limits: Limits, request: Request, now: float) -> str:
+    """How much of each window that applies is used, in words."""
+    return ", ".join(
+        f"{window.name}: {len(_inside(acts, window, request, now))} of {window.count}"
+        for window in limits.windows
+        if window.action in {"", request.action}
+    )
 
 
 def _span(seconds: float) -> str:
@@ -162,10 +188,15 @@ def _rest(limits: Limits, streak: int) -> float:
     return min(limits.cooldown_s * 2.0 ** max(0, min(streak, 32) - 1), max(_COOLDOWN_CEILING_S, limits.cooldown_s))
 
 
-def _cooldown(acts: Sequence[Act], limits: Limits, request: Request, now: float) -> Denial | None:
-    """A further rung of the same incident waits for the rung below, not for the cooldown."""
+def cooldown(acts: Sequence[Act], limits: Limits, request: Request, now: float) -> Denial | None:
+    """Rest after an act on the same target. A further rung of the same climb need not wait: the one below was
+    measured, and the same one is not taken twice."""
     past = [act for act in acts if act.target == request.target]
-    if not past or max(past, key=lambda act: act.started).incident == request.incident:
+    if not past:
+        return None
+    climbed = [act.action for act in past if act.incident == request.incident]
+    latest = max(past, key=lambda act: act.started)
+    if latest.incident == request.incident and request.action not in climbed:
         return None
     ended, rest = cooldown_after(past, limits, request.target)
     if now - ended >= rest:
@@ -174,31 +205,49 @@ def _cooldown(acts: Sequence[Act], limits: Limits, request: Request, now: float)
                   f"{rest:.0f} s must pass", ended + rest - now)  # fmt: skip
 
 
-def breaker(acts: Sequence[Act], limits: Limits, cause: str, now: float) -> Denial | None:
-    """Open for an hour after two incidents of one cause in a row without verified effect; after three openings
-    in 24 h until a person resets it. Slow loops trip it, too: only the order counts, not the pace (I-3)."""
+def breaker(
+    acts: Sequence[Act], limits: Limits, cause: str, now: float, reset: float = float("-inf"), *,
+    present: bool = True,
+) -> Denial | None:  # fmt: skip
+    """Open for an hour after two incidents of one cause in a row without a verified effect that lasted, or after
+    one that did harm; once three openings fell within 24 h, until a person resets it (I-3).
+
+    An effect lasted when the cause was not seen again within an hour: so a slow loop, which mends the same thing
+    again and again, trips it too. `reset` is when a person reset it last; `present` whether the cause is there
+    now.
+    """
     opened: list[float] = []
-    misses = 0
-    for effective, ended in _incidents(acts, cause):
-        misses = 0 if effective else misses + 1
-        if misses >= 2:
+    misses, open_at = 0, float("-inf")
+    for good, harm, ended in _outcomes(acts, limits, cause, now if present else float("inf"), reset):
+        misses = 0 if good else misses + 1
+        open_at = float("-inf") if good else open_at
+        if misses >= 2 or harm:
             opened.append(ended)
-            misses = 1  # half open: one more miss opens it again
-        if effective:
-            opened.clear()
-    recent = [at for at in opened if now - at < DAY_S]
-    if len(recent) >= 3:
-        return Denial("breaker", f"{len(recent)} times open in 24 h for {cause}: a person is needed", float("inf"))
-    if opened and now - opened[-1] < limits.breaker_s:
-        return Denial("breaker", f"two heals of {cause} in a row had no verified effect",
-                      opened[-1] + limits.breaker_s - now)  # fmt: skip
+            misses, open_at = 1, max(open_at, ended)  # half open: one more miss opens it again
+    if any(third - first < DAY_S for first, third in zip(opened, opened[2:], strict=False)):
+        return Denial("breaker", f"three times open in 24 h for {cause}: a person is needed", float("inf"))
+    if now - open_at < limits.breaker_s:
+        return Denial("breaker", f"the last heals of {cause} had no effect that lasted, or did harm",
+                      open_at + limits.breaker_s - now)  # fmt: skip
     return None
 
 
-def _incidents(acts: Sequence[Act], cause: str) -> list[tuple[bool, float]]:
-    """(whether any rung was verified, when the last one ended) of each incident of the cause, in order."""
-    found: dict[str, tuple[bool, float]] = {}
+def _outcomes(
+    acts: Sequence[Act], limits: Limits, cause: str, now: float, reset: float
+) -> Iterable[tuple[bool, bool, float]]:
+    """(whether the effect was verified and lasted, whether it did harm, when it ended) of each incident, in order.
+
+    One lasted until its cause was seen again; where nobody noted that, until the next one began, or `now`.
+    """
+    found: dict[str, list[Act]] = {}
     for act in sorted((act for act in acts if act.cause == cause), key=lambda act: act.started):
-        before = found.pop(act.incident, (False, act.started))
-        found[act.incident] = (before[0] or bool(act.effective), act.started if act.ended is None else act.ended)
-    return list(found.values())
+        found.setdefault(act.incident, []).append(act)
+    incidents = list(found.values())
+    for at, rungs in enumerate(incidents, 1):
+        ended = max(act.started if act.ended is None else act.ended for act in rungs)
+        if ended <= reset:
+            continue
+        seen = [act.relapsed for act in rungs if act.relapsed is not None]
+        again = min(seen) if seen else incidents[at][0].started if at < len(incidents) else now
+        good = any(act.effective for act in rungs) and again - ended > limits.lasting_s
+        yield good, any(act.harm for act in rungs), ended

@@ -8,22 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..models import UNCLASSIFIED, Action, Issue, IssueType
 from .actions import OBSERVE
+from .judge import SHARED
+
 
 # Argument name → where its value comes from: the issue's component, or a key of its evidence (left out when
 # the evidence lacks it).
-_Rung = tuple[str, Mapping[str, str]]
+class _Rung(NamedTuple):
+    name: str
+    arguments: Mapping[str, str] = {}
+    needs: str = ""  # the evidence without which this is no rung
+
+
 _COMPONENT: Final = "component"
-_RESTART: Final[_Rung] = ("restart_service", {"service": _COMPONENT})
-_START: Final[_Rung] = ("start_unit", {"unit": _COMPONENT})
-_RECLAIM: Final[_Rung] = ("clear_system_cache", {})
-_COLLECT: Final[_Rung] = ("clean_nix_store", {"filesystem": "mount"})
-_VACUUM: Final[_Rung] = ("vacuum_journal", {"filesystem": "mount"})
-_GOVERNOR: Final[_Rung] = ("set_cpu_governor", {})
-_ROLLBACK: Final[_Rung] = ("rollback_generation", {})
+_RESTART: Final = _Rung("restart_service", {"service": _COMPONENT})
+_AGAIN: Final = _Rung("restart_service", {"service": _COMPONENT, "again": "again"})
+_START: Final = _Rung("start_unit", {"unit": _COMPONENT})
+_RERUN: Final = _Rung("rerun_timer", {"unit": _COMPONENT})
+_RECLAIM: Final = _Rung("clear_system_cache")
+_LIMIT: Final = _Rung("limit_unit", {"unit": "unit"}, "unit")
+_RESTART_CULPRIT: Final = _Rung("restart_service", {"service": "unit", "running": "running"}, "unit")
+_COLLECT: Final = _Rung("clean_nix_store", {"filesystem": "mount"})
+_VACUUM: Final = _Rung("vacuum_journal", {"filesystem": "mount"})
+_CLEAN: Final = _Rung("clean_disk", {"filesystem": "mount"})
+_GOVERNOR: Final = _Rung("set_cpu_governor")
+_ROLLBACK: Final = _Rung("rollback_generation")
 
 # (type, class of component, kind) → rungs; the kind "" is what holds where no row names the kind.
 LADDERS: Final[Mapping[tuple[IssueType, str, str], tuple[_Rung, ...]]] = MappingProxyType(
@@ -31,20 +43,22 @@ LADDERS: Final[Mapping[tuple[IssueType, str, str], tuple[_Rung, ...]]] = Mapping
         (IssueType.SERVICE, "unit", ""): (_RESTART,),
         (IssueType.SERVICE, "unit", "unit_inactive"): (_START, _RESTART),
         (IssueType.SERVICE, "unit", "one_off"): (),
-        (IssueType.SERVICE, "unit", "job_failed"): (),
+        (IssueType.SERVICE, "unit", "job_failed"): (_RERUN,),
+        (IssueType.SERVICE, "unit", "oneshot_failed"): (_AGAIN,),
         (IssueType.SERVICE, "unit", "unclear"): (),
         (IssueType.RESOURCE, "cpu", ""): (_GOVERNOR,),
-        (IssueType.RESOURCE, "memory", ""): (_RECLAIM,),
-        (IssueType.RESOURCE, "disk", ""): (_COLLECT, _VACUUM),
-        (IssueType.RESOURCE, "disk", "inodes"): (_COLLECT,),
+        (IssueType.RESOURCE, "memory", ""): (_RECLAIM, _LIMIT, _RESTART_CULPRIT),
+        (IssueType.RESOURCE, "disk", ""): (_COLLECT, _VACUUM, _CLEAN),
+        (IssueType.RESOURCE, "disk", "inodes"): (_COLLECT, _CLEAN),
         (IssueType.SYSTEM, "system", ""): (_ROLLBACK,),
         (IssueType.SYSTEM, "system", "pressure"): (),
         (IssueType.SYSTEM, "system", "health"): (),
+        (IssueType.SYSTEM, "system", SHARED): (),
         (IssueType.SYSTEM, "system", UNCLASSIFIED): (),
     }
 )
 
-_WATCHED_ONLY: Final = frozenset({"one_off", "job_failed", "unclear"})
+_NOT_RESTARTED: Final = frozenset({"one_off", "job_failed", "unclear"})
 
 # What `get_action` names, by type and class of component.
 _FIRST: Final[Mapping[str, _Rung]] = MappingProxyType({
@@ -63,7 +77,7 @@ class SimpleResolver:
 
     def get_action(self, issue: Issue) -> dict[str, Any]:
         """The first remedy as `{"action": name, "parameters": {...}}`; `observe` where nothing is known to help."""
-        if issue.type is IssueType.SERVICE and issue.kind not in _WATCHED_ONLY:
+        if issue.type is IssueType.SERVICE and issue.kind not in _NOT_RESTARTED:
             return {"action": "restart_service", "parameters": {"service": issue.component}}
         if issue.kind and not self._rungs(issue):
             return {"action": OBSERVE, "parameters": {}}
@@ -74,7 +88,11 @@ class SimpleResolver:
 
     def get_ladder(self, issue: Issue) -> tuple[Action, ...]:
         """Every rung in the order of risk; empty where nothing is known to help."""
-        return tuple(Action(rung[0], _arguments(rung, issue)) for rung in self._rungs(issue))
+        return tuple(
+            Action(rung.name, _arguments(rung, issue))
+            for rung in self._rungs(issue)
+            if not rung.needs or rung.needs in issue.metrics
+        )
 
     def climb(self, issue: Issue) -> tuple[Action, ...]:
         """The rungs that the engine tries: the ladder, or the one action of an overridden `get_action`."""

@@ -10,9 +10,11 @@ from typing import Any, Final
 from ...bus import BusRefused, BusUnavailable
 from ...decide.actions import protected
 from ...models import ActionRefused, Roots
+from ...observe.diagnosis import cgroup_root
 from ...observe.procfs import ProcessStat, parse_process
 from ...observe.systemd import read_unit
-from ..steps import EndProcess, Plan, Step, WriteFile
+from ..steps import EndProcess, Knob, Plan, Step, WriteFile
+from .knobs import read_knob, set_knob
 from .world import MIB, World, read
 
 _KNOB_OWNERS: Final = (
@@ -25,12 +27,6 @@ _HOLDING_DOWN: Final = frozenset({"powersave", "conservative", "userspace"})
 _RISING: Final = ("schedutil", "ondemand", "performance")  # the gentlest first
 _OWN_POLICY: Final = frozenset({"intel_pstate", "amd-pstate-epp"})  # their "powersave" is a full-range policy
 _YOUNG_S: Final = 60.0
-
-
-def _cgroup_root(roots: Roots) -> Path | None:
-    """The cgroup v2 tree, alone or beside v1."""
-    root = roots.sys / "fs/cgroup"
-    return next((at for at in (root, root / "unified") if (at / "cgroup.controllers").exists()), None)
 
 
 def _reclaimable(root: Path) -> Iterator[tuple[int, Path]]:
@@ -50,7 +46,7 @@ def _reclaimable(root: Path) -> Iterator[tuple[int, Path]]:
 
 async def clear_system_cache(world: World, arguments: Mapping[str, Any]) -> Plan:
     """memory.reclaim of background services where the kernel has it; dropping all caches only on a word."""
-    root = _cgroup_root(world.roots)
+    root = cgroup_root(world.roots)
     budget = arguments.get("bytes", 1 << 40)
     steps: list[Step] = []
     found = sorted(_reclaimable(root), reverse=True)[:16] if root else []
@@ -76,11 +72,11 @@ async def clear_system_cache(world: World, arguments: Mapping[str, Any]) -> Plan
 
 async def adjust_swappiness(world: World, arguments: Mapping[str, Any]) -> Plan:
     """Write vm.swappiness; the former value is the way back."""
-    knob = world.roots.proc / "sys/vm/swappiness"
-    former, wanted = read(knob), str(arguments["value"])
+    name, wanted = "vm.swappiness", str(arguments["value"])
+    former = await read_knob(world, name)
     if former == wanted:
         raise ActionRefused(f"vm.swappiness is {wanted} already")
-    return Plan((f"vm.swappiness is {former}",), (WriteFile(knob, wanted),), (WriteFile(knob, former),))
+    return Plan((f"vm.swappiness is {former}",), (set_knob(world, name, wanted),), (Knob(name, former, wanted),))
 
 
 async def set_cpu_governor(world: World, arguments: Mapping[str, Any]) -> Plan:
@@ -91,23 +87,23 @@ async def set_cpu_governor(world: World, arguments: Mapping[str, Any]) -> Plan:
             "this host has no CPU frequency control (no cpufreq policy)", "a virtual machine has none"
         )
     await _nobody_else_owns_the_governor(world)
-    steps, undo, checks = [], [], []
+    knobs = []
     for policy in policies:
-        former = read(policy / "scaling_governor")
+        name = f"cpufreq:{policy.name}"
+        former = await read_knob(world, name)
         choices = read(policy / "scaling_available_governors").split()
-        wanted = arguments.get("governor") or next((name for name in _RISING if name in choices), "")
+        wanted = arguments.get("governor") or next((rising for rising in _RISING if rising in choices), "")
         if wanted not in choices or wanted not in _RISING:
-            offer = ", ".join(name for name in _RISING if name in choices) or "none that raises"
+            offer = ", ".join(rising for rising in _RISING if rising in choices) or "none that raises"
             raise ActionRefused(
                 f"the governor {wanted or '?'} is not one to raise to", f"{policy.name} offers: {offer}"
             )
         if former in _HOLDING_DOWN and read(policy / "scaling_driver") not in _OWN_POLICY:
-            checks.append(f"{policy.name} is held down by {former}")
-            steps.append(WriteFile(policy / "scaling_governor", wanted))
-            undo.append(WriteFile(policy / "scaling_governor", former))
-    if not steps:
+            knobs.append(Knob(name, former, wanted))
+    if not knobs:
         raise ActionRefused(f"no governor holds the CPU down (it is {read(policies[0] / 'scaling_governor')})")
-    return Plan(tuple(checks), tuple(steps), tuple(undo))
+    checks = (f"{knob.name} is held down by {knob.former}" for knob in knobs)
+    return Plan(tuple(checks), tuple(set_knob(world, knob.name, knob.ours) for knob in knobs), tuple(knobs))
 
 
 async def _nobody_else_owns_the_governor(world: World) -> None:

@@ -1,16 +1,18 @@
-"""The nix store, the journal, the generations: bounded, and the generations are the backup."""
+"""The nix store, the journal, temporary files: bounded, gentle, and no generation is deleted."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ...models import ActionRefused
 from ...observe.procfs import Mount, parse_mountinfo
 from ..steps import Plan, RunProgram
 from .world import MIB, World, no_switch, read
+
+_ROOMY: Final = 0.80
 
 
 def _same_filesystem(world: World, arguments: Mapping[str, Any], place: Path, what: str) -> None:
@@ -33,40 +35,67 @@ def _source(mounts: list[Mount], path: Path) -> str:
     return source if source.startswith("/dev/") else ""
 
 
-async def clean_nix_store(world: World, arguments: Mapping[str, Any]) -> Plan:
-    """Collect dead store paths up to a bound, at idle I/O priority. Never -d: generations are the backup."""
+def _store(world: World, arguments: Mapping[str, Any]) -> tuple[Path, str]:
+    """The store and the program that works on it. Raises ActionRefused."""
     store = world.roots.nix / "store"
     if not store.is_dir():
         raise ActionRefused("there is no nix store on this host")
-    if (collector := world.finder("nix-store")) is None:
+    if (tool := world.finder("nix-store")) is None:
         raise ActionRefused("nix is not installed")
     _same_filesystem(world, arguments, store, "the nix store")
     no_switch(world)
-    bound = arguments.get("max_freed_bytes") or _bytes_above(store, 0.80)
-    gentle = tuple(
+    return store, tool
+
+
+def _gently(world: World) -> tuple[str, ...]:
+    """What goes before a command that must not slow others down, as far as it is installed."""
+    return tuple(
         word
         for name, words in (("nice", ("-n", "19")), ("ionice", ("-c", "3")))
         if (path := world.finder(name)) is not None
         for word in (path, *words)
     )
-    argv = (*gentle, collector, "--gc", "--max-freed", str(bound))
+
+
+async def clean_nix_store(world: World, arguments: Mapping[str, Any]) -> Plan:
+    """Collect dead store paths up to a bound, at idle I/O priority. Never -d: generations are the backup."""
+    store, collector = _store(world, arguments)
+    bound = arguments.get("max_freed_bytes") or _bytes_above(store, 0.80)
+    argv = (*_gently(world), collector, "--gc", "--max-freed", str(bound))
     return Plan((f"the nix store is here; at most {bound // MIB} MiB of dead paths, no generation is deleted",),
                 (RunProgram(argv, 1800.0, unprivileged=True),))  # fmt: skip
 
 
-def _bytes_above(place: Path, share: float) -> int:
-    """How many bytes must go until the filesystem is used to `share`; at least 256 MiB, at most 20 GiB."""
+async def optimize_store(world: World, arguments: Mapping[str, Any]) -> Plan:
+    """Let equal files share one copy. Not on a disk that fills up: it writes links before it frees anything."""
+    store, tool = _store(world, arguments)
+    used, usable = _space(store)
+    if used > _ROOMY * usable:
+        raise ActionRefused(f"the nix store's filesystem is used to {100 * used / max(usable, 1):.0f} %",
+                            "optimising writes first: collect dead paths before it")  # fmt: skip
+    argv = (*_gently(world), tool, "--optimise")
+    return Plan(
+        ("the nix store is here, and there is room to work in",), (RunProgram(argv, 7200.0, unprivileged=True),)
+    )
+
+
+def _space(place: Path) -> tuple[int, int]:
+    """(bytes used, bytes that can be used at all) of a filesystem."""
     at = os.statvfs(place)
     used = (at.f_blocks - at.f_bfree) * at.f_frsize
-    usable = used + at.f_bavail * at.f_frsize
+    return used, used + at.f_bavail * at.f_frsize
+
+
+def _bytes_above(place: Path, share: float) -> int:
+    """How many bytes must go until the filesystem is used to `share`; at least 256 MiB, at most 20 GiB."""
+    used, usable = _space(place)
     return max(256 * MIB, min(20 << 30, int(used - share * usable)))
 
 
 async def vacuum_journal(world: World, arguments: Mapping[str, Any]) -> Plan:
     """Drop the oldest journal files: no more than is needed and never more than half, or to the size asked for."""
     place = world.roots.journal
-    tool = world.finder("journalctl")
-    if tool is None or not place.is_dir():
+    if not place.is_dir() or (tool := world.finder("journalctl")) is None:
         raise ActionRefused("there is no journal on disk")
     _same_filesystem(world, arguments, place, "the journal")
     size = sum(file.stat().st_blocks * 512 for file in place.glob("*/*.journal"))
@@ -77,25 +106,22 @@ async def vacuum_journal(world: World, arguments: Mapping[str, Any]) -> Plan:
                 (RunProgram((tool, "--rotate", f"--vacuum-size={keep}"), 60.0),))  # fmt: skip
 
 
-async def rollback_generation(world: World, arguments: Mapping[str, Any]) -> Plan:
-    """Switch to the generation before this one, or to the one named; offline, from what the store holds."""
-    profiles = world.roots.nix / "var/nix/profiles"
-    links = {
-        int(number): link for link in profiles.glob("system-*-link") if (number := link.name.split("-")[1]).isdigit()
-    }
-    if not links:
-        raise ActionRefused("this host has no NixOS generations", "rolling back is for NixOS")
-    name = (profiles / "system").readlink().name
-    current = next((number for number, link in links.items() if link.name == name), None)
-    if current is None:
-        raise ActionRefused(f"the system profile leads to {name!r:.80}, which is no generation of it")
-    wanted = arguments.get("generation") or max((number for number in links if number < current), default=0)
-    if wanted not in links or wanted == current:
-        raise ActionRefused(f"there is no generation {wanted or 'before ' + str(current)} to go back to")
-    switch = links[wanted] / "bin/switch-to-configuration"
-    profile = str(profiles / "system")
-    tool = world.finder("nix-env") or "nix-env"
-    return Plan((f"generation {current} is current, {wanted} is in the store",), (
-        RunProgram((tool, "--profile", profile, "--switch-generation", str(wanted)), 60.0),
-        RunProgram((str(switch), "switch"), 600.0),
-    ))  # fmt: skip
+async def clean_disk(world: World, arguments: Mapping[str, Any]) -> Plan:
+    """Old journal files, then temporary files by the host's own rules. Each where it lies on that filesystem."""
+    parts, reasons = [], []
+    for operation in (vacuum_journal, _clean_temporary):
+        try:
+            parts.append(await operation(world, arguments))
+        except ActionRefused as error:
+            reasons.append(error.message)
+    if not parts:
+        raise ActionRefused("; ".join(reasons))
+    checks = [check for part in parts for check in part.checks]
+    return Plan((*checks, *reasons), tuple(step for part in parts for step in part.steps))
+
+
+async def _clean_temporary(world: World, arguments: Mapping[str, Any]) -> Plan:
+    _same_filesystem(world, arguments, world.roots.tmp, str(world.roots.tmp))
+    if (tool := world.finder("systemd-tmpfiles")) is None:
+        raise ActionRefused("systemd-tmpfiles is not installed")
+    return Plan(("temporary files that are due go (tmpfiles.d)",), (RunProgram((tool, "--clean"), 120.0),))

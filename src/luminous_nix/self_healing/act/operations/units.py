@@ -10,20 +10,21 @@ from ...decide.actions import protected
 from ...models import ActionRefused, ObservationError, UnitState
 from ...observe.systemd import SystemdSensor, relations
 from ..steps import Plan, Step, UnitJob
-from .world import World, no_switch
+from .world import World, no_switch, properties
 
 _HOLD_US: Final = 300_000_000  # a unit that hit its start limit is left alone for at least this long
 _DAY_S: Final = 86400.0
 
 
-async def _unit(world: World, name: str) -> UnitState:
+async def checked_unit(world: World, name: str) -> UnitState:
+    """A unit that may be touched at all. Raises ActionRefused: protected, masked, in a job, or during a switch."""
     if protected(name):
         raise ActionRefused(f"{name} is in the protected set", "it is never touched, so look at it yourself")
     no_switch(world)
     try:
         unit = await SystemdSensor(world.bus, world.roots).unit(name)
     except ObservationError as error:
-        raise ActionRefused(f"{name} cannot be looked at: {error.message}", error.hint) from error
+        raise ActionRefused(f"{name} cannot be looked at: {error.message}", error.hint, passing=True) from error
     if guarded := next((alias for alias in (unit.name, *unit.aliases) if protected(alias)), ""):
         raise ActionRefused(f"{name} is {guarded}, which is in the protected set")
     if unit.load != "loaded" or unit.file_state.startswith("masked"):
@@ -32,9 +33,10 @@ async def _unit(world: World, name: str) -> UnitState:
         )
         raise ActionRefused(f"{name}: {said}")
     if unit.job:
-        raise ActionRefused(f"{name} has a job in flight already", "systemd is at work on it, so look again later")
+        raise ActionRefused(f"{name} has a job in flight already", "systemd is at work on it, so look again later",
+                            passing=True)  # fmt: skip
     if unit.sub == "auto-restart":
-        raise ActionRefused(f"{name} is being restarted by systemd itself (Restart=)")
+        raise ActionRefused(f"{name} is being restarted by systemd itself (Restart=)", passing=True)
     if unit.refuse_start:
         raise ActionRefused(f"{name} refuses to be started or stopped by hand (RefuseManualStart/Stop=)")
     return unit
@@ -67,7 +69,7 @@ def _held(unit: UnitState, now_s: float) -> list[Step]:
     if left > 0:
         when = f"one clean start is tried in {left:.0f} s" if left < _DAY_S else "only a person starts it again"
         raise ActionRefused(f"{unit.name} is in a crash loop and held: {unit.restarts} restarts did not help",
-                            f"mend its cause first: {when}")  # fmt: skip
+                            f"mend its cause first: {when}", passing=left < _DAY_S)  # fmt: skip
     return [UnitJob("ResetFailedUnit", unit.name)]
 
 
@@ -85,15 +87,23 @@ async def _no_side_effects(world: World, unit: UnitState) -> None:
                 if active == "failed" or other.stopped_on_purpose or other.load != "loaded" or protected(name):
                     raise ActionRefused(f"{unit.name} needs {name}, which is {active}", "that comes first")
     except (BusUnavailable, BusRefused, ObservationError) as error:
-        raise ActionRefused(f"what {unit.name} depends on cannot be looked at: {error.message}") from error
+        raise ActionRefused(
+            f"what {unit.name} depends on cannot be looked at: {error.message}", passing=True
+        ) from error
 
 
 async def restart_service(world: World, arguments: Mapping[str, Any]) -> Plan:
     """Start a unit that is down; in a crash loop it is reset first, once the hold is over.
 
-    StartUnit and not RestartUnit, which would take along running units that require this one.
+    StartUnit and not RestartUnit, which would take along running units that require this one. With `running`,
+    a unit that runs is restarted, because it is the cause of something else.
     """
-    return await _start(world, arguments["service"])
+    if not arguments.get("running"):
+        return await _start(world, arguments["service"])
+    unit = await checked_unit(world, arguments["service"])
+    if unit.active != "active":
+        raise ActionRefused(f"{unit.name} is {unit.active}: only a running unit is restarted for another's sake")
+    return Plan((f"{unit.name} is running",), (UnitJob("RestartUnit", unit.name),))
 
 
 async def start_unit(world: World, arguments: Mapping[str, Any]) -> Plan:
@@ -102,7 +112,7 @@ async def start_unit(world: World, arguments: Mapping[str, Any]) -> Plan:
 
 
 async def _start(world: World, name: str) -> Plan:
-    unit = await _unit(world, name)
+    unit = await checked_unit(world, name)
     found = _startable(unit)
     first = _held(unit, world.clock())
     await _no_side_effects(world, unit)
@@ -111,7 +121,7 @@ async def _start(world: World, name: str) -> Plan:
 
 async def reload_service(world: World, arguments: Mapping[str, Any]) -> Plan:
     """ReloadUnit of a running unit that can reload."""
-    unit = await _unit(world, arguments["service"])
+    unit = await checked_unit(world, arguments["service"])
     if unit.active != "active":
         raise ActionRefused(
             f"{unit.name} is {unit.active}: only a running unit can reload", "restart_service starts it"
@@ -119,3 +129,26 @@ async def reload_service(world: World, arguments: Mapping[str, Any]) -> Plan:
     if not unit.can_reload:
         raise ActionRefused(f"{unit.name} cannot reload (it has no ExecReload=)")
     return Plan((f"{unit.name} is running and can reload",), (UnitJob("ReloadUnit", unit.name),))
+
+
+async def rerun_timer(world: World, arguments: Mapping[str, Any]) -> Plan:
+    """Start the job of a timer once more after its last run failed; the timer itself stays as it is."""
+    name = arguments["unit"]
+    if name.endswith(".timer"):
+        timer, service = name, str((await properties(world, name, "Timer")).get("Unit", ""))
+    else:
+        named = (await properties(world, name, "Unit")).get("TriggeredBy", ())
+        timer, service = next((str(other) for other in named if str(other).endswith(".timer")), ""), name
+    if not timer or not service:
+        raise ActionRefused(f"{name} has no timer" if service else f"there is no timer {name}",
+                            "start_unit starts a service that has none")  # fmt: skip
+    active = (await checked_unit(world, timer)).active
+    if active != "active":
+        raise ActionRefused(f"{timer} is {active}: its jobs are switched off")
+    unit = await checked_unit(world, service)
+    if unit.active != "failed":
+        raise ActionRefused(f"the last run of {service} did not fail (it is {unit.active})")
+    found = _startable(unit)
+    first = _held(unit, world.clock())
+    await _no_side_effects(world, unit)
+    return Plan((f"{timer} is active", found), (*first, UnitJob("StartUnit", unit.name)))

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from ...bus import Bus
-from ...models import ActionRefused, Roots
+from ...bus import Bus, BusRefused, BusUnavailable, target
+from ...models import ActionRefused, ObservationError, Roots
+from ...observe.host import switch_in_progress
+from ...observe.systemd import MANAGER, SYSTEMD
 from ...process import find
 from ..steps import Plan
 
@@ -24,6 +26,7 @@ class World:
     roots: Roots = field(default_factory=Roots)
     clock: Callable[[], float] = time.monotonic
     finder: Callable[[str], str | None] = find
+    wall: Callable[[], float] = time.time  # only for the age of what carries a date, such as a generation
 
 
 Operation = Callable[[World, Mapping[str, Any]], Awaitable[Plan]]
@@ -36,15 +39,29 @@ def read(path: Path) -> str:
         raise ActionRefused(f"{path} cannot be read: {error.strerror}", "this kernel may not have it") from error
 
 
-def no_switch(world: World) -> None:
-    """switch-to-configuration holds its lock with flock(2); /proc/locks names the holder's inode."""
-    lock = world.roots.run / "nixos/switch-to-configuration.lock"
+async def properties(world: World, unit: str, *interfaces: str) -> dict[str, Any]:
+    """A unit's properties as systemd tells them (`Unit`, `Service`, `Timer`), variants unpacked.
+
+    Raises ActionRefused when systemd cannot be asked.
+    """
+    found: dict[str, Any] = {}
     try:
-        if not lock.exists():
-            return
-        inode = lock.stat().st_ino
-        held = any(line.split()[5].endswith(f":{inode}") for line in read(world.roots.proc / "locks").splitlines())
-    except (OSError, IndexError) as error:
-        raise ActionRefused(f"whether a switch is in progress is unknown: {error}") from error
+        (path,) = await world.bus.call(MANAGER, "LoadUnit", "s", (unit,))
+        at = target(path, "org.freedesktop.DBus.Properties", SYSTEMD)
+        for interface in interfaces:
+            (told,) = await world.bus.call(at, "GetAll", "s", (f"{SYSTEMD}.{interface}",))
+            found |= {name: value for name, (_, value) in told.items()}
+    except (BusUnavailable, BusRefused) as error:
+        raise ActionRefused(f"{unit} cannot be looked at: {error.message}", error.hint, passing=True) from error
+    return found
+
+
+def no_switch(world: World) -> None:
+    """Raises ActionRefused while a switch of the system's generation is in progress, or when that is unknown."""
+    try:
+        held = switch_in_progress(world.roots)
+    except ObservationError as error:
+        raise ActionRefused(error.message, passing=True) from error
     if held:
-        raise ActionRefused("a switch of the system's generation is in progress", "look again when it is done")
+        why = "a switch of the system's generation is in progress"
+        raise ActionRefused(why, "look again when it is done", passing=True)

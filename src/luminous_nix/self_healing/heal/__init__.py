@@ -1,0 +1,1 @@
+"""One heal: climb the ladder, attempt a rung, measure, set back, and keep the record that proves it."""
