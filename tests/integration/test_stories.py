@@ -35,7 +35,16 @@ while True:
     pathlib.Path("/run/beat").touch()
     time.sleep(pause)
 """
-WATCH = "#!/bin/sh\nwhile sleep 1; do [ $(( $(date +%s) - $(stat -c %Y /run/beat) )) -lt 8 ] || exit 7; done\n"
+# Fails when a dozen of its own looks show no new beat: a host that is slow as a whole slows both.
+WATCH = """#!/bin/sh
+last= looks=0
+while sleep 1; do
+    beat=$(stat -c %y /run/beat)
+    [ "$beat" = "$last" ] && looks=$((looks + 1)) || looks=0
+    last=$beat
+    [ $looks -lt 12 ] || exit 7
+done
+"""
 
 
 def leak(guest: Guest, *argv: int) -> str:
@@ -153,8 +162,11 @@ def test_a_heal_that_makes_it_worse_is_undone(leaking: Lab, vm: Host) -> None:
     vm.guest.write("/var/tmp/watch", WATCH, 0o755)
     watch = service(vm.guest, "watch", "/var/tmp/watch")
     wait_for(lambda: used(vm) > THRESHOLD + 2, what="it leaks", timeout=120)
+    wait_for(
+        lambda: vm.guest.run("test", "-e", "/run/beat", check=False).returncode == 0, what="it beats", timeout=60
+    )
     vm.guest.run("systemctl", "start", watch)
-    time.sleep(10)
+    time.sleep(16)
     assert unit_property(vm.guest, watch, "ActiveState") == "active"  # a leak alone does not harm it
     first = unit_property(vm.guest, unit, "InvocationID")
     healer.start()
@@ -162,19 +174,16 @@ def test_a_heal_that_makes_it_worse_is_undone(leaking: Lab, vm: Host) -> None:
     wait_for(
         lambda: unit_property(vm.guest, watch, "ActiveState") == "failed", timeout=120, what="the other one fails"
     )
-    failed_at = time.monotonic()
     wait_for(
         lambda: unit_property(vm.guest, unit, "MemoryHigh") == "infinity", timeout=120, what="the limit is set back"
     )
-    took = time.monotonic() - failed_at
-    print(f"\nset back {took:.0f} s after the harm showed")
-    assert took < 20  # at once, and not at the act's deadline of 30 s
     record = settled(healer, "memory", "worse")
     assert unit_property(vm.guest, unit, "MemoryHigh") == "infinity"
     assert unit_property(vm.guest, unit, "InvocationID") == first  # and nothing more regrettable was tried
     worse = record["rungs"][-1]
     assert (worse["action"], worse["verdict"]) == ("limit_unit", "worse")
     assert f"{watch} failed since" in worse["harm"]
+    assert "no recovery within" not in worse["said"]  # at once, and not at the act's deadline
     assert worse["undone"] == "undone: the former values are back"
     _, status, _ = vm.command("status", "--check", "services")
     assert "breaker     open: the last heals of resource/memory had no effect that lasted, or did harm" in status

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from luminous_nix.self_healing.act.executor import SimpleExecutor
-from luminous_nix.self_healing.act.steps import Step, WriteFile
+from luminous_nix.self_healing.act.steps import Plan, Step, WriteFile
 from luminous_nix.self_healing.bus import Bus
 from luminous_nix.self_healing.decide.limits import Act, breaker
 from luminous_nix.self_healing.heal.reconcile import reconcile
 from luminous_nix.self_healing.heal.records import HealingRecord, Rung
 from luminous_nix.self_healing.heal.verify import harm
 from luminous_nix.self_healing.models import (
+    Action,
     ActionFailed,
     ExecutionMode,
     Issue,
@@ -86,6 +87,22 @@ async def test_the_intent_and_its_record_are_on_disk_before_anything_is_touched(
     assert (record.verdict, record.taken) == ("open", ["clear_system_cache"])
     assert record.rungs[0].before == "memory is at 97.0, the threshold is 85"
     assert {gate.rule for gate in record.rungs[0].gates} >= {"store", "policy", "rate", "breaker"}
+
+
+class Settling(NixOSPermissionHandler):
+    """Its precheck leaves nothing open: as that of limit_unit, which reads how much the unit takes."""
+
+    async def prepare(self, action: Action) -> Plan:
+        self.asked = [*getattr(self, "asked", []), dict(action.parameters)]
+        return replace(await super().prepare(action), settled={"bytes": 8 << 20})
+
+
+async def test_what_is_done_is_what_was_settled_for_the_record(host: FakeHost) -> None:
+    scene = staged(host, relief(host))
+    handler = Settling(ExecutionMode.DEVELOPMENT, bus=no_bus(), roots=host.roots, runner=scene.runner, environment={})
+    scene.engine.executor = SimpleExecutor(handler)
+    await scene.engine.heal_issue(trouble())
+    assert handler.asked == [{}, {"bytes": 8 << 20}]
 
 
 async def test_the_outcome_is_kept_with_what_was_measured(host: FakeHost) -> None:

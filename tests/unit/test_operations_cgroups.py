@@ -73,7 +73,20 @@ async def test_without_a_word_memory_is_held_to_nine_tenths(
         found = await plan(at, "limit_unit", unit=UNIT)
     (step,) = found.steps
     assert step == SetProperties(UNIT, (("MemoryHigh", "t", high),))
+    assert found.settled == {"memory_high_bytes": high}
     assert high % 4096 == 0
+
+
+@pytest.mark.parametrize("action", ["limit_unit", "free_memory"])
+async def test_what_was_settled_stays_when_the_unit_grows_meanwhile(
+    host: FakeHost, bus_daemon: BusDaemon, action: str
+) -> None:
+    """The record's knobs are those of the first plan; what is done must be the same."""
+    async with managed(host, bus_daemon, running(MemoryCurrent=100 * MIB)) as at:
+        recorded = await plan(at, action, unit=UNIT)
+    async with managed(host, bus_daemon, running(MemoryCurrent=120 * MIB)) as at:
+        done = await plan(at, action, unit=UNIT, **recorded.settled)
+    assert (done.knobs, done.steps) == (recorded.knobs, recorded.steps)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 UNLIMITED: Final = (1 << 64) - 1  # how systemd says "infinity", and "not set" of a weight
 
@@ -142,6 +142,7 @@ class Plan:
     checks: tuple[str, ...]
     steps: tuple[Step, ...]
     knobs: tuple[Knob, ...] = ()
+    settled: Mapping[str, Any] = field(default_factory=dict)  # left open by the request; with it the same comes again
 
     def describe(self, how: Callable[[Step], str]) -> str:
         """For a dry run; `how` says a step as it would be done."""

@@ -53,7 +53,7 @@ async def attempt(
         return under_way.refused(error.message, error.hint, held=error.passing), Verdict.REFUSED
     under_way.begin(tuple((knob.name, knob.former, knob.ours) for knob in plan.knobs))
     try:
-        answer = await bench.executor.execute(action)
+        answer = await bench.executor.execute(Action(action.name, {**action.parameters, **plan.settled}))
         under_way.rung = await _measured(bench, question, under_way.rung, answer, (surroundings, began))
     except asyncio.CancelledError:
         if under_way.rung.knobs:  # nobody will measure it any more, so it is not left behind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from ...models import ActionRefused, UnitState
@@ -40,7 +41,10 @@ async def limit_unit(world: World, arguments: Mapping[str, Any]) -> Plan:
     wanted = {name: arguments[key] * unit_of for key, (name, unit_of) in _LIMITS.items() if key in arguments}
     if not wanted and present.get("MemoryHigh", UNLIMITED) != UNLIMITED:
         raise ActionRefused(f"{unit} has a limit already", "a tighter one must be named: memory_high_bytes")
-    wanted = wanted or {"MemoryHigh": _nine_tenths(unit, present.get("MemoryCurrent", UNLIMITED))}
+    settled = {}
+    if not wanted:
+        settled = {"memory_high_bytes": _nine_tenths(unit, present.get("MemoryCurrent", UNLIMITED))}
+        wanted = {"MemoryHigh": settled["memory_high_bytes"]}
     knobs = []
     for name, value in wanted.items():
         former = spoken(present.get(name), f"{name} of {unit}")
@@ -52,7 +56,7 @@ async def limit_unit(world: World, arguments: Mapping[str, Any]) -> Plan:
         raise ActionRefused(f"{unit} is limited to that already")
     checks = (f"{unit} is running; {knob.name.rpartition(':')[2]} is {knob.former}" for knob in knobs)
     step = SetProperties(unit, tuple((knob.name.rpartition(":")[2], "t", int(knob.ours)) for knob in knobs))
-    return Plan(tuple(checks), (step,), tuple(knobs))
+    return Plan(tuple(checks), (step,), tuple(knobs), settled)
 
 
 def _nine_tenths(unit: str, current: int) -> int:
@@ -86,11 +90,11 @@ async def _flip(world: World, unit: str, wanted: str, found: str) -> Plan:
 async def free_memory(world: World, arguments: Mapping[str, Any]) -> Plan:
     """Reclaim as clear_system_cache does; where nothing is to be had, limit the unit that was named."""
     rest = dict(arguments)
-    unit = rest.pop("unit", None)
+    limit: dict[str, Any] = {name: rest.pop(name) for name in ("unit", "memory_high_bytes") if name in rest}
     try:
         return await clear_system_cache(world, rest)
     except ActionRefused as nothing:
-        if unit is None:
+        if "unit" not in limit:
             raise
-        plan = await limit_unit(world, {"unit": unit})
-        return Plan((nothing.message, *plan.checks), plan.steps, plan.knobs)
+        plan = await limit_unit(world, limit)
+        return replace(plan, checks=(nothing.message, *plan.checks))
