@@ -18,13 +18,12 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from .models import HealingError
 
 log = logging.getLogger(__name__)
 
-VERSION: Final = 2
 _MARK: Final = "initialized"
 
 # (up, down) from one version to the next; the first makes an empty file a store.
@@ -73,6 +72,8 @@ _MIGRATIONS: Final[tuple[tuple[str, str], ...]] = (
 )
 
 
+VERSION: Final = len(_MIGRATIONS)
+
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _PASSING: Final = _BUSY | {
     sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM,
@@ -88,6 +89,8 @@ class StoreFault(HealingError):  # noqa: N818  a state, not a slip
 
 class Ledger:
     """`path` None keeps everything in memory (tests, one-shot API use): limits then end with the process."""
+
+    migrations: ClassVar[tuple[tuple[str, str], ...]] = _MIGRATIONS  # a subclass may keep something else
 
     def __init__(self, path: Path | None, *, clock: Callable[[], float], boot_id: str) -> None:
         self.path = path
@@ -141,10 +144,11 @@ class Ledger:
     def _prepare(self, db: sqlite3.Connection) -> None:
         if db.execute("PRAGMA quick_check").fetchone() != ("ok",):
             raise StoreFault("the store is damaged (quick_check); it is left as it is")
-        if (version := _version(db)) > VERSION:
-            raise StoreFault(f"the store is of version {version}, this program knows {VERSION}; it is left as it is")
-        if version < VERSION:
-            migrate(db, VERSION)
+        known = len(self.migrations)
+        if (version := _version(db)) > known:
+            raise StoreFault(f"the store is of version {version}, this program knows {known}; it is left as it is")
+        if version < known:
+            migrate(db, known, self.migrations)
         row = db.execute("SELECT value FROM meta WHERE key = 'clock'").fetchone()
         boot_id, last, offset = _clock_row(row[0]) if row else ("", 0.0, 0.0)
         self._offset = offset if boot_id == self.boot_id else last - self._clock()
@@ -300,14 +304,14 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def migrate(db: sqlite3.Connection, wanted: int) -> None:
+def migrate(db: sqlite3.Connection, wanted: int, migrations: tuple[tuple[str, str], ...] = _MIGRATIONS) -> None:
     """Step by step to another version, up or down, in one transaction, so that of two programs that start at once
     one migrates and the other finds it done. Raises sqlite3.Error."""
     with _transaction(db):
         version = _version(db)
         while version != wanted:
             up = version < wanted
-            script = _MIGRATIONS[version][0] if up else _MIGRATIONS[version - 1][1]
+            script = migrations[version][0] if up else migrations[version - 1][1]
             version += 1 if up else -1
             for statement in filter(str.strip, script.split(";")):
                 db.execute(statement)

@@ -73,6 +73,7 @@ class WriteFile:
     """A few bytes to a file of the kernel. `partial_ok`: EAGAIN means that it did a part, which is fine.
 
     `ours`: not the kernel's but a file of our own state, made when it is missing and replaced as a whole.
+    `power`: the act unit that does the same in SERVICE mode, NAME or NAME@INSTANCE.
     """
 
     path: Path
@@ -80,6 +81,7 @@ class WriteFile:
     partial_ok: bool = False
     timeout_s: float = 20.0
     ours: bool = False
+    power: str = field(default="", compare=False)
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -94,7 +96,8 @@ class WriteFile:
 class RunProgram:
     """A program with a fixed argument list. `unprivileged`: an ordinary user may run it just as well.
 
-    `refused_exit`: the exit status by which it says that it refused and touched nothing.
+    `refused_exit`: the exit status by which it says that it refused and touched nothing. `power` as above; the
+    same one in several steps does them all at once.
     """
 
     command: tuple[str, ...]
@@ -102,6 +105,7 @@ class RunProgram:
     unprivileged: bool = False
     stdin: str = ""
     refused_exit: int | None = None
+    power: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

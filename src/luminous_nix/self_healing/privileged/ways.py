@@ -58,7 +58,7 @@ POWERS: Final[Mapping[str, Power]] = MappingProxyType({
         Power("dropcaches", "drop the page cache", None, ("/proc/sys/vm/drop_caches",)),
         Power("journal", "drop the oldest files of the journal", _BYTES,
               ("/var/log/journal", "/run/log/journal"), sockets=True),
-        Power("tmpfiles", "remove temporary files that are due", None, ("/tmp", "/var/tmp"), timeout_s=180.0),
+        Power("tmpfiles", "remove temporary files that are due", None, ("/tmp", "/var/tmp"), timeout_s=180.0),  # noqa: S108
         Power("gc", "collect dead store paths up to a bound", _BYTES, daemon=True, timeout_s=1860.0),
         Power("optimise", "let equal files of the store share one copy", None, daemon=True, timeout_s=7260.0),
         Power("generations", "delete generations by number", f"{_NUMBER}(?:-{_NUMBER}){{0,15}}",

@@ -41,7 +41,7 @@ async def _read_swappiness(world: World, _name: re.Match[str]) -> str:
 
 
 def _set_swappiness(world: World, _name: re.Match[str], value: str) -> Step:
-    return WriteFile(_swappiness(world), value)
+    return WriteFile(_swappiness(world), value, power=f"swappiness@{value}")
 
 
 def _governor(world: World, name: re.Match[str]) -> Path:
@@ -53,7 +53,7 @@ async def _read_governor(world: World, name: re.Match[str]) -> str:
 
 
 def _set_governor(world: World, name: re.Match[str], value: str) -> Step:
-    return WriteFile(_governor(world, name), value)
+    return WriteFile(_governor(world, name), value, power=f"governor@{name['policy']}:{value}")
 
 
 def _service(name: re.Match[str]) -> str:

@@ -22,6 +22,7 @@ from .world import World, no_switch
 _DAY_S: Final = 86400.0
 _KEEP: Final = 5
 _FEWEST: Final = 3
+_AT_ONCE: Final = 16  # the oldest; the rest with the next time
 _SWITCH_S: Final = 600.0
 
 
@@ -37,19 +38,19 @@ def _generations(world: World) -> tuple[tuple[Generation, ...], Generation]:
     return found, current
 
 
-def _activate(world: World, one: Generation, how: str) -> Step:
+def _activate(world: World, one: Generation, how: str, power: str) -> Step:
     """The generation's own program. By its store path: the link could lead elsewhere by then. As a unit of its own
     where systemd-run is there: a switch that restarts us, or a kill switch, must not end it half-way."""
     switch = (f"{one.path}/bin/switch-to-configuration", how)
     if (runner := world.finder("systemd-run")) is None:
-        return RunProgram(switch, _SWITCH_S)
+        return RunProgram(switch, _SWITCH_S, power=power)
     apart = (runner, "--quiet", "--collect", "--wait", "--pipe", "--unit=luminous-healing-switch", "--")
-    return RunProgram((*apart, *switch), _SWITCH_S)
+    return RunProgram((*apart, *switch), _SWITCH_S, power=power)
 
 
-def _profile_step(world: World, *words: str) -> Step:
+def _profile_step(world: World, power: str, *words: str) -> Step:
     tool = world.finder("nix-env") or "nix-env"
-    return RunProgram((tool, "--profile", str(profile(world.roots)), *words), 60.0)
+    return RunProgram((tool, "--profile", str(profile(world.roots)), *words), 60.0, power=power)
 
 
 async def rebuild_system(world: World, _arguments: Mapping[str, Any]) -> Plan:
@@ -58,7 +59,9 @@ async def rebuild_system(world: World, _arguments: Mapping[str, Any]) -> Plan:
     if running_system(world.roots) != current.path:
         raise ActionRefused(f"what runs is not the current generation {current.number}: a switch would change it",
                             "switch or reboot into it first, if that is wanted")  # fmt: skip
-    return Plan((f"generation {current.number} is current and runs",), (_activate(world, current, "switch"),))
+    return Plan(
+        (f"generation {current.number} is current and runs",), (_activate(world, current, "switch", "rebuild"),)
+    )
 
 
 async def prune_generations(world: World, arguments: Mapping[str, Any]) -> Plan:
@@ -67,13 +70,14 @@ async def prune_generations(world: World, arguments: Mapping[str, Any]) -> Plan:
     default = default_boot(world.roots)
     newest = {one.number for one in found[-arguments.get("keep", _KEEP) :]}
     kept = [one for one in found if one.current or one.booted or one.known_good or one.number in newest | {default}]
-    gone = [str(one.number) for one in found if one not in kept]
+    gone = [str(one.number) for one in found if one not in kept][:_AT_ONCE]
     if not gone:
         raise ActionRefused(f"no generation lies beyond those that are kept ({_numbers(kept)})")
     if len(kept) < _FEWEST:
         raise ActionRefused(f"fewer than {_FEWEST} generations would stay ({_numbers(kept)})")
     return Plan((f"generations {_numbers(kept)} stay",),
-                (_profile_step(world, "--delete-generations", *gone), _activate(world, current, "boot")))  # fmt: skip
+                (_profile_step(world, f"generations@{'-'.join(gone)}", "--delete-generations", *gone),
+                 _activate(world, current, "boot", "boot")))  # fmt: skip
 
 
 def _numbers(some: list[Generation]) -> str:
@@ -92,12 +96,13 @@ async def rollback_generation(world: World, arguments: Mapping[str, Any]) -> Pla
     if not (version := interface_version(current.path)) or interface_version(target.path) != version:
         raise ActionRefused(f"generation {target.number} needs a reboot: its init differs, or cannot be told",
                             "a person decides when to reboot")  # fmt: skip
+    power = f"rollback@{target.number}"
     return Plan((f"generation {current.number} is current and {age / 3600:.1f} h old, {target.number} was good",), (
-        _activate(world, target, "dry-activate"),
+        _activate(world, target, "dry-activate", power),
         # Noted before it happens: after a crash in between it must not look as if there had been none.
-        WriteFile(rollback_mark(world.roots), f"{current.number} {target.number}\n", ours=True),
-        _profile_step(world, "--switch-generation", str(target.number)),
-        _activate(world, target, "switch"),
+        WriteFile(rollback_mark(world.roots), f"{current.number} {target.number}\n", ours=True, power=power),
+        _profile_step(world, power, "--switch-generation", str(target.number)),
+        _activate(world, target, "switch", power),
     ))  # fmt: skip
 
 

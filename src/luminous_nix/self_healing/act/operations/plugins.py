@@ -66,5 +66,6 @@ async def run_plugin(world: World, arguments: Mapping[str, Any]) -> Plan:
     path = find_plugin(world.roots, arguments["name"])
     told = {"schema": _SCHEMA, "issue": arguments.get("issue", {}), "dry_run": False}
     told |= {key: arguments[key] for key in ("unit", "parameters") if key in arguments}
-    step = RunProgram((str(path),), _TIMEOUT_S, stdin=json.dumps(told), refused_exit=_REFUSED)
+    step = RunProgram((str(path),), _TIMEOUT_S, stdin=json.dumps(told), refused_exit=_REFUSED,
+                      power=f"plugin@{arguments['name']}")  # fmt: skip
     return Plan((f"{path} is root's, and only root can change it",), (step,))

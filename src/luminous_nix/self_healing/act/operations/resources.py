@@ -53,14 +53,17 @@ async def clear_system_cache(world: World, arguments: Mapping[str, Any]) -> Plan
     for size, knob in found:
         amount = min(size, budget)
         if amount >= MIB:
-            steps.append(WriteFile(knob, str(amount), partial_ok=True))
+            steps.append(WriteFile(knob, str(amount), partial_ok=True, power=f"reclaim@{knob.parent.name}:{amount}"))
             budget -= amount
     if steps:
         return Plan((f"{sum(size for size, _ in found) // MIB} MiB of idle file cache in background services",),
                     tuple(steps))  # fmt: skip
     if arguments.get("drop_caches"):
         knob = world.roots.proc / "sys/vm/drop_caches"
-        return Plan(("nothing to reclaim by cgroup; dropping the page cache was asked for",), (WriteFile(knob, "1"),))
+        return Plan(
+            ("nothing to reclaim by cgroup; dropping the page cache was asked for",),
+            (WriteFile(knob, "1", power="dropcaches"),),
+        )
     if root and any((root / "system.slice").glob("*.service/memory.reclaim")):
         raise ActionRefused("no background service holds idle file cache that may be reclaimed",
                             "as root there may be more to reclaim")  # fmt: skip

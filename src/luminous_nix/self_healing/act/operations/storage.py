@@ -63,7 +63,7 @@ async def clean_nix_store(world: World, arguments: Mapping[str, Any]) -> Plan:
     bound = arguments.get("max_freed_bytes") or _bytes_above(store, 0.80)
     argv = (*_gently(world), collector, "--gc", "--max-freed", str(bound))
     return Plan((f"the nix store is here; at most {bound // MIB} MiB of dead paths, no generation is deleted",),
-                (RunProgram(argv, 1800.0, unprivileged=True),))  # fmt: skip
+                (RunProgram(argv, 1800.0, unprivileged=True, power=f"gc@{bound}"),))  # fmt: skip
 
 
 async def optimize_store(world: World, arguments: Mapping[str, Any]) -> Plan:
@@ -75,7 +75,8 @@ async def optimize_store(world: World, arguments: Mapping[str, Any]) -> Plan:
                             "optimising writes first: collect dead paths before it")  # fmt: skip
     argv = (*_gently(world), tool, "--optimise")
     return Plan(
-        ("the nix store is here, and there is room to work in",), (RunProgram(argv, 7200.0, unprivileged=True),)
+        ("the nix store is here, and there is room to work in",),
+        (RunProgram(argv, 7200.0, unprivileged=True, power="optimise"),),
     )
 
 
@@ -102,8 +103,10 @@ async def vacuum_journal(world: World, arguments: Mapping[str, Any]) -> Plan:
     keep = arguments.get("keep_bytes") or max(64 * MIB, size // 2, size - _bytes_above(place, 0.80))
     if size <= keep:
         raise ActionRefused(f"the journal takes only {size // MIB} MiB; at least {keep // MIB} MiB of it are kept")
-    return Plan((f"the journal takes {size // MIB} MiB; its newest {keep // MIB} MiB stay",),
-                (RunProgram((tool, "--rotate", f"--vacuum-size={keep}"), 60.0),))  # fmt: skip
+    return Plan(
+        (f"the journal takes {size // MIB} MiB; its newest {keep // MIB} MiB stay",),
+        (RunProgram((tool, "--rotate", f"--vacuum-size={keep}"), 60.0, power=f"journal@{keep}"),),
+    )
 
 
 async def clean_disk(world: World, arguments: Mapping[str, Any]) -> Plan:
@@ -124,4 +127,6 @@ async def _clean_temporary(world: World, arguments: Mapping[str, Any]) -> Plan:
     _same_filesystem(world, arguments, world.roots.tmp, str(world.roots.tmp))
     if (tool := world.finder("systemd-tmpfiles")) is None:
         raise ActionRefused("systemd-tmpfiles is not installed")
-    return Plan(("temporary files that are due go (tmpfiles.d)",), (RunProgram((tool, "--clean"), 120.0),))
+    return Plan(
+        ("temporary files that are due go (tmpfiles.d)",), (RunProgram((tool, "--clean"), 120.0, power="tmpfiles"),)
+    )
