@@ -125,7 +125,8 @@ class Guest(ABC):
         data = self._checked(["tar", "-C", str(path.parent), "-cf", "-", path.name], timeout=300)
         with tempfile.TemporaryDirectory(dir=dst.parent) as work:
             with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-                archive.extractall(work, filter="tar")
+                # Python 3.11.4 brought filters; the guest is ours, so before that nothing is lost.
+                archive.extractall(work, **({"filter": "tar"} if hasattr(tarfile, "tar_filter") else {}))
             (Path(work) / path.name).rename(dst)
 
     def _settle(self, timeout: float = 300) -> None:

@@ -290,9 +290,7 @@ def test_a_field_out_of_shape(name: str, value: Any) -> None:
     assert asked(forge(body(**{name: value}))) is Code.SCHEMA
 
 
-@pytest.mark.parametrize(
-    "op", ["status", "restart_unit", "restart_service_", "run", "eval", "x" * 32, "none", "null"]
-)
+@pytest.mark.parametrize("op", ["state", "restart_unit", "restart_service_", "run", "eval", "x" * 32, "none", "null"])
 def test_an_action_that_the_catalogue_lacks(op: str) -> None:
     assert asked(forge(body(op=op))) is Code.OPERATION
 

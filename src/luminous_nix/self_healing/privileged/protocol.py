@@ -9,10 +9,11 @@ the peer. The body is JSON with one way to write a value: what is signed, unders
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -56,6 +57,39 @@ _REQUEST_FIELDS: Final = {
 }  # fmt: skip
 _REPLY_FIELDS: Final = {"v": b"1", "nonce": _NONCE, "code": f'"(?:{"|".join(Code)})"'.encode(), "result": rb"\{.*\}"}
 _FIELDS: Final = {_REQUEST: _REQUEST_FIELDS, _REPLY: _REPLY_FIELDS}
+
+
+STATUS: Final = "status"
+RESTORE: Final = "restore"
+GRANT: Final = "grant"
+_MOST_KNOBS: Final = 8
+
+
+def _knobs(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and 1 <= len(value) <= _MOST_KNOBS
+        and all(
+            isinstance(knob, list) and len(knob) == 3 and all(type(part) is str for part in knob) for knob in value
+        )
+    )
+
+
+def _grantable(value: Any) -> bool:
+    return isinstance(value, str) and value in CATALOGUE
+
+
+def _bus_name(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and re.fullmatch(r":1\.[0-9]{1,15}", value, re.ASCII) is not None)
+
+
+# The helper's operations beside those of the catalogue: each argument with what it must be.
+OWN: Final[Mapping[str, Mapping[str, Callable[[Any], bool]]]] = MappingProxyType({
+    STATUS: {},
+    RESTORE: {"knobs": _knobs},
+    # A person says yes to one operation with its arguments. `subject`: whom polkit asks; root needs none.
+    GRANT: {"op": _grantable, "args": lambda value: isinstance(value, dict), "subject": _bus_name},
+})  # fmt: skip
 
 
 class Denied(HealingError):  # noqa: N818  like ActionRefused: an answer, not a malfunction
@@ -135,16 +169,33 @@ def encode_request(request: Request, key: Key) -> bytes:
 def parse_request(frame: bytes, keys: Keys, now_boot_ns: int) -> tuple[Request, Key]:
     """The request, and the key that signed it: it signs the reply too. Raises Denied."""
     fields, key = _open(_REQUEST, frame, keys, now_boot_ns)
-    if fields["op"] not in CATALOGUE:
-        raise Denied(Code.OPERATION)
-    try:
-        args = specify(Action(fields["op"], fields["args"]))[1]
-    except ActionRefused:
-        raise Denied(Code.ARGUMENTS) from None
-    if args != fields["args"]:  # `nginx` instead of `nginx.service`: one meaning has one writing
-        raise Denied(Code.ARGUMENTS)
+    args = _arguments(fields["op"], fields["args"])
     fields |= {"args": MappingProxyType(args), "ts_boot_ns": int(fields["ts_boot_ns"], 16)}
     return Request(**fields), key
+
+
+def _arguments(op: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Checked, and in their one writing: `nginx` instead of `nginx.service` is another. Raises Denied."""
+    if op in OWN:
+        if given.keys() - OWN[op].keys() or not all(OWN[op][name](given.get(name)) for name in OWN[op]):
+            raise Denied(Code.ARGUMENTS)
+        if op == GRANT:
+            _arguments(given["op"], given["args"])
+        return given
+    if op not in CATALOGUE:
+        raise Denied(Code.OPERATION)
+    try:
+        args = specify(Action(op, given))[1]
+    except ActionRefused:
+        raise Denied(Code.ARGUMENTS) from None
+    if args != given:
+        raise Denied(Code.ARGUMENTS)
+    return args
+
+
+def frozen(op: str, args: Mapping[str, Any]) -> str:
+    """What a person's word is bound to: this operation with these arguments, and no other."""
+    return hashlib.sha256(b"luminous-frozen-v1\0" + _dumps({"op": op, "args": dict(args)})).hexdigest()
 
 
 def fresh(request: Request, now_boot_ns: int, boot_id: str) -> None:
