@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from luminous_nix.self_healing.models import Roots
-from luminous_nix.self_healing.permission_handler import HELPER_SOCKET
+from luminous_nix.self_healing.privileged.client import HELPER_SOCKET
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "self_healing"

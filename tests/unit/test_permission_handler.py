@@ -21,6 +21,7 @@ from luminous_nix.self_healing.models import (
     NeedsPrivilege,
 )
 from luminous_nix.self_healing.permission_handler import NixOSPermissionHandler, development_wanted
+from luminous_nix.self_healing.privileged.ways import WAYS
 from tests.unit.host import FakeHost, Recorder, no_bus
 from tests.unit.worlds import rooted
 
@@ -72,7 +73,7 @@ async def test_service_mode_without_the_helper_says_so_and_how_to_go_on(host: Fa
     [
         (ExecutionMode.SERVICE, False, 0, True, "unavailable: no helper"),
         (ExecutionMode.SERVICE, False, 1000, True, "unavailable: no helper"),
-        (ExecutionMode.SERVICE, True, 1000, False, "unavailable: no helper"),
+        (ExecutionMode.SERVICE, True, 1000, False, "helper"),
         (ExecutionMode.DEVELOPMENT, False, 0, True, "direct"),
         (ExecutionMode.DEVELOPMENT, False, 1000, True, "sudo, where it needs no password"),
         (ExecutionMode.DEVELOPMENT, True, 1000, False, "command to type"),
@@ -95,7 +96,8 @@ def test_the_status(
         "kill_process", "rollback_generation", "freeze_unit", "free_memory", "optimize_store", "clean_disk",
         "restart_network", "rebuild_system", "prune_generations", "run_plugin",
     }  # fmt: skip
-    wanted = {name: how + ("; asks first" if name in asks_first else "") for name in CATALOGUE if name != "observe"}
+    way = {name: f"helper: {WAYS[name]}" if how == "helper" else how for name in CATALOGUE if name != "observe"}
+    wanted = {name: said + ("; asks first" if name in asks_first else "") for name, said in way.items()}
     if mode is ExecutionMode.DEVELOPMENT and uid:
         wanted["kill_process"] = "own processes only; asks first"
     assert status["capabilities"] == wanted

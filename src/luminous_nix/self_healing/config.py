@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from .decide.actions import CATALOGUE, Category, valid_unit
+from .decide.actions import CATALOGUE, Category, protected, valid_unit
 from .decide.limits import Limits
 from .decide.policy import Maintenance, Mode, Policy, Rule
 from .decide.thresholds import Thresholds
@@ -40,6 +40,7 @@ _TYPES: Final[Mapping[str, Any]] = {
     "verbose": bool,
     "mode": Literal["service", "dev"],
     "monitored_units": _Names,
+    "allowed_units": _Names,
     "enabled_checks": _Names,
     "include_tmpfs": bool,
     "ignore_mounts": _Names,
@@ -58,6 +59,7 @@ _WANTED: Final[Mapping[str, str]] = {
     "interval": "a number of seconds from 1 to 86400",
     "mode": '"service" or "dev"',
     "monitored_units": 'a list of unit names, such as ["nginx"]',
+    "allowed_units": 'a list of full unit names, such as ["nginx.service"]',
     "enabled_checks": f"a list of {', '.join(CHECKS)}",
     "ignore_mounts": 'a list of paths, such as ["/mnt/backup*"]',
     "limits.heals_per_hour": "a whole number from 0 to 10 (limits can only be made tighter)",
@@ -100,6 +102,7 @@ class Settings:
     verbose: bool = False
     mode: ExecutionMode = ExecutionMode.SERVICE
     monitored_units: tuple[str, ...] = ()
+    allowed_units: tuple[str, ...] = ()
     enabled_checks: tuple[str, ...] = CHECKS
     include_tmpfs: bool = False
     ignore_mounts: tuple[str, ...] = ()
@@ -286,11 +289,16 @@ def _wrong_names(key: str, names: Iterable[Any]) -> Iterable[str]:
                 yield f"{name!r:.120} is not {error}"
         if key == "enabled_checks" and name not in CHECKS:
             yield f"there is no check {name!r}, {nearest(name, CHECKS)}"
-        if key == "monitored_units":
+        if key in {"monitored_units", "allowed_units"}:
             try:
-                valid_unit(name)
+                full = valid_unit(name)
             except ValueError as error:
                 yield f"{name!r:.120} is not {error}"
+                continue
+            if key == "allowed_units" and full != name:
+                yield f"{name!r:.120} must be said in full: {full}"
+            if key == "allowed_units" and protected(full):
+                yield f"{name!r:.120} is in the protected set, which is never touched"
 
 
 _RULE: Final = tuple(part.name for part in fields(Rule))

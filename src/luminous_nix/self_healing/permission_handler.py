@@ -10,12 +10,12 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Final
 
 from .act.operations import OPERATIONS, World, has_plugin, way_back
 from .act.runners import ChainRunner, DirectRunner, ManualRunner, Runner, SudoRunner
-from .act.steps import Knob, Plan, Step, typed
+from .act.steps import AskHelper, Knob, Plan, Step, typed
 from .bus import Bus
 from .decide.actions import CATALOGUE, specify
 from .models import (
@@ -28,11 +28,13 @@ from .models import (
     NeedsPrivilege,
     Roots,
 )
+from .privileged.client import HELPER_SOCKET, HelperRunner, helper_client
+from .privileged.protocol import RESTORE
+from .privileged.ways import WAYS, asked
 from .process import find
 
 __all__ = ["ExecutionMode", "NixOSPermissionHandler", "development_wanted"]
 
-HELPER_SOCKET: Final = Path("luminous-healing-executor.sock")
 _YES: Final = frozenset({"1", "true", "yes", "on"})
 _NO_HELPER: Final = "SERVICE mode needs the helper, and there is none on this host ({socket} is missing)"
 _HOW: Final = (
@@ -41,6 +43,8 @@ _HOW: Final = (
 
 _STOPPED: Final = "stopped by the kill switch: "
 _ASK_EVERY_S: Final = 0.2
+_HELPER_MARGIN_S: Final = 30.0  # for its own looks before and after the act
+_RESTORE_S: Final = 90.0
 _LET_GO_S: Final = 2.0  # process.py ends a child and what it started in less
 
 
@@ -58,21 +62,12 @@ async def _let_go(work: asyncio.Future[str]) -> None:
         work.exception()  # what it ended with is told already, or overtaken
 
 
-class _NoHelperRunner:
-    def __init__(self, socket: Path) -> None:
-        self._socket = socket
-
-    async def run(self, step: Step) -> str:
-        del step
-        raise NeedsPrivilege(_NO_HELPER.format(socket=self._socket), _HOW)
-
-
 class NixOSPermissionHandler:
     """Executes actions of the catalogue with the privilege of its mode.
 
     `mode` None reads LUMINOUS_DEV_MODE now. `runner` replaces the mode's own choice (tests, simulation).
     `switch` is the kill switch: it answers why nothing may act now, or nothing. It is asked before each step,
-    and while one runs.
+    and while one runs. `rooted`: whoever carries steps out can write what only root may (SERVICE mode, the helper).
     """
 
     def __init__(
@@ -84,10 +79,12 @@ class NixOSPermissionHandler:
         runner: Runner | None = None,
         environment: Mapping[str, str] | None = None,
         switch: Callable[[], str] = lambda: "",
+        rooted: bool = False,
     ) -> None:
         wanted = development_wanted(os.environ if environment is None else environment)
         self.mode = mode or (ExecutionMode.DEVELOPMENT if wanted else ExecutionMode.SERVICE)
-        self.world = World(bus or Bus(clock=time.monotonic), roots or Roots())
+        self._asks = runner is None and self.mode is ExecutionMode.SERVICE
+        self.world = World(bus or Bus(clock=time.monotonic), roots or Roots(), rooted=rooted or self._asks)
         self._socket = self.world.roots.run / HELPER_SOCKET
         self._sudo = find("sudo") if os.geteuid() != 0 else None
         self._runner = runner or self._choose()
@@ -95,7 +92,7 @@ class NixOSPermissionHandler:
 
     def _choose(self) -> Runner:
         if self.mode is ExecutionMode.SERVICE:
-            return _NoHelperRunner(self._socket)
+            return HelperRunner(helper_client(self.world.roots.run, os.environ))
         root = os.geteuid() == 0
         direct = DirectRunner(self.world.bus, self.world.roots, privileged=root)
         return ChainRunner(direct, *([SudoRunner(self._sudo)] if self._sudo else []), ManualRunner())
@@ -110,9 +107,17 @@ class NixOSPermissionHandler:
         """What the action would do here, after its precheck. Raises ActionRefused; nothing is changed."""
         spec, arguments = specify(self.known(action))
         try:
-            return await OPERATIONS[spec.name](self.world, arguments)
+            plan = await OPERATIONS[spec.name](self.world, arguments)
         except (OSError, ValueError) as error:
             raise ActionRefused(f"{spec.name}: the precheck could not look: {error}") from error
+        within = spec.timeout_s + _HELPER_MARGIN_S
+        return self._through_helper(plan, spec.name, asked({**arguments, **plan.settled}), within)
+
+    def _through_helper(self, plan: Plan, op: str, arguments: Mapping[str, Any], within: float) -> Plan:
+        """In SERVICE mode the plan is one step; what it would come to is the helper's to find."""
+        if not self._asks or not plan.steps:
+            return plan
+        return replace(plan, steps=(AskHelper(op, arguments, within),))
 
     async def execute_healing_action(
         self, action: str, parameters: Mapping[str, Any] | None = None
@@ -131,12 +136,22 @@ class NixOSPermissionHandler:
         """Set each knob (name, former value, ours) back, unless somebody changed one of them since: then none."""
 
         async def plan() -> Plan:
+            known = list(knobs)
             try:
-                return await way_back(self.world, knobs)
+                back = await way_back(self.world, known)
             except (OSError, ValueError) as error:
                 raise ActionRefused(f"restore: it could not be looked at: {error}") from error
+            return self._through_helper(back, RESTORE, {"knobs": [list(knob) for knob in known]}, _RESTORE_S)
 
         return await self._carry_out(plan)
+
+    async def carry_out(self, plan: Plan) -> ExecutionResult:
+        """A plan that `prepare` or `way_back` made just now. It raises nothing, as above."""
+
+        async def ready() -> Plan:
+            return plan
+
+        return await self._carry_out(ready)
 
     async def _carry_out(self, planning: Callable[[], Awaitable[Plan]]) -> ExecutionResult:
         started = time.perf_counter()
@@ -172,6 +187,8 @@ class NixOSPermissionHandler:
         """Carry the step out, and let go of it when the kill switch says so meanwhile."""
         if why := self._stopped():
             raise ActionRefused(_STOPPED + why)
+        if self._asks and (why := self.unavailable):
+            raise NeedsPrivilege(why, _HOW)
         work = asyncio.ensure_future(self._runner.run(step))
         try:
             while not (await asyncio.wait({work}, timeout=_ASK_EVERY_S))[0]:
@@ -184,12 +201,13 @@ class NixOSPermissionHandler:
     @property
     def unavailable(self) -> str:
         """Why nothing can be done here whatever the precheck says; empty when something can."""
-        return _NO_HELPER.format(socket=self._socket) if self.mode is ExecutionMode.SERVICE else ""
+        missing = self.mode is ExecutionMode.SERVICE and not self._socket.exists()
+        return _NO_HELPER.format(socket=self._socket) if missing else ""
 
     @property
     def powerless(self) -> str:
         """Why no step can be carried out by whoever carries them out here; else empty."""
-        return f"{self.unavailable} ({_HOW})" if isinstance(self._runner, _NoHelperRunner) else ""
+        return f"{why} ({_HOW})" if self._asks and (why := self.unavailable) else ""
 
     def typed(self, step: Step) -> str:
         """A step as it would be done here."""
@@ -198,13 +216,15 @@ class NixOSPermissionHandler:
     def get_permission_status(self) -> dict[str, Any]:
         """`mode`, `is_production`, `capabilities`: each action with how it would be had here."""
         if self.mode is ExecutionMode.SERVICE:
-            how = "unavailable: no helper"
+            how = "unavailable: no helper" if self.unavailable else "helper"
         elif os.geteuid() == 0:
             how = "direct"
         else:
             how = "sudo, where it needs no password" if self._sudo else "command to type"
         rows = {
-            name: how + ("" if spec.auto else "; asks first") for name, spec in CATALOGUE.items() if spec.deadline_s
+            name: (f"{how}: {WAYS[name]}" if how == "helper" else how) + ("" if spec.auto else "; asks first")
+            for name, spec in CATALOGUE.items()
+            if spec.deadline_s
         }
         if self.mode is ExecutionMode.DEVELOPMENT and os.geteuid() != 0:
             rows["kill_process"] = "own processes only; asks first"

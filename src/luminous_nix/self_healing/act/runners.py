@@ -12,7 +12,7 @@ from ..bus import Bus, BusRefused, BusUnavailable, target
 from ..models import ActionFailed, NeedsPrivilege, Roots
 from ..observe.systemd import MANAGER
 from .effects import end_process, write
-from .steps import EndProcess, ResolverJob, RunProgram, SetProperties, Step, UnitJob, WriteFile, typed
+from .steps import AskHelper, EndProcess, ResolverJob, RunProgram, SetProperties, Step, UnitJob, WriteFile, typed
 
 _RESOLVER: Final = target("/org/freedesktop/resolve1", "org.freedesktop.resolve1.Manager", "org.freedesktop.resolve1")
 _UNIT_ONLY: Final = frozenset({"ResetFailedUnit", "FreezeUnit", "ThawUnit"})  # the others take a job mode, too
@@ -49,6 +49,8 @@ class DirectRunner:
                 return await self._program(step)
             case EndProcess():
                 return await end_process(step, self._roots)
+            case AskHelper():
+                raise NeedsPrivilege("only in SERVICE mode the helper is asked")
         assert_never(step)
 
     async def _unit_job(self, step: UnitJob) -> str:

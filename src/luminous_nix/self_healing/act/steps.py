@@ -121,11 +121,26 @@ class EndProcess:
         return ("kill", "-TERM", str(self.pid))
 
 
-Step = UnitJob | SetProperties | ResolverJob | WriteFile | RunProgram | EndProcess
+@dataclass(frozen=True, slots=True)
+class AskHelper:
+    """A whole action, asked of the helper (SERVICE mode), which looks, decides and plans again by itself."""
+
+    op: str
+    arguments: Mapping[str, Any]
+    timeout_s: float
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        return ("luminous-healing-executor", self.op, *(f"{name}={value}" for name, value in self.arguments.items()))
+
+
+Step = AskHelper | UnitJob | SetProperties | ResolverJob | WriteFile | RunProgram | EndProcess
 
 
 def typed(step: Step, *, root: bool = False) -> str:
     """The step as a person would type it, as root or with sudo."""
+    if isinstance(step, AskHelper):
+        return f"the helper: {shlex.join(step.command[1:])}"
     sudo = "" if root or (isinstance(step, RunProgram) and step.unprivileged) else "sudo "
     fed = step.stdin if isinstance(step, WriteFile | RunProgram) else ""
     return (f"echo {shlex.quote(fed)} | " if fed else "") + sudo + shlex.join(step.command)

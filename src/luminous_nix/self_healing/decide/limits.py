@@ -99,6 +99,10 @@ class Denial:
     lifted_by: str = "when a person resets it"  # where no time lifts it
 
     @property
+    def name_and_reason(self) -> str:
+        return f"{self.rule}: {self.reason}"
+
+    @property
     def lifts(self) -> str:
         return self.lifted_by if self.lifts_in_s == float("inf") else f"in {self.lifts_in_s:.0f} s"
 

@@ -32,7 +32,8 @@ _SCHEMA: Final = """
     CREATE INDEX nonces_ns ON nonces (ns);
     CREATE TABLE acts (
         id INTEGER PRIMARY KEY, target TEXT NOT NULL, action TEXT NOT NULL, nonce TEXT NOT NULL,
-        started REAL NOT NULL, ended REAL, code TEXT NOT NULL DEFAULT '', automatic INTEGER NOT NULL, knobs TEXT NOT NULL
+        started REAL NOT NULL, ended REAL, code TEXT NOT NULL DEFAULT '', automatic INTEGER NOT NULL,
+        knobs TEXT NOT NULL
     ) STRICT;
     CREATE TABLE grants (request TEXT PRIMARY KEY, until REAL NOT NULL, boot_id TEXT NOT NULL, uid INTEGER NOT NULL)
         STRICT;

@@ -64,6 +64,28 @@ async def rebuild_system(world: World, _arguments: Mapping[str, Any]) -> Plan:
     )
 
 
+def boot_entries(world: World) -> Step:
+    """Write the boot entries of the current generation anew. Raises ActionRefused."""
+    return _activate(world, _generations(world)[1], "boot", "boot")
+
+
+def profile_tool(world: World, *words: str) -> tuple[str, ...]:
+    """The command that works on the system's profile."""
+    return ("nix-env", "--profile", str(profile(world.roots)), *words)
+
+
+def deletable(world: World, numbers: list[int]) -> list[int]:
+    """These, if none of them is current, booted, booted by default, known good, or among the newest three. Raises
+    ActionRefused."""
+    found, _ = _generations(world)
+    newest = {one.number for one in found[-_FEWEST:]}
+    kept = {one.number for one in found if one.current or one.booted or one.known_good} | newest
+    kept.add(default_boot(world.roots))
+    if bad := [number for number in numbers if number in kept or number not in {one.number for one in found}]:
+        raise ActionRefused(f"generation {bad[0]} is kept, or there is none of that number")
+    return numbers
+
+
 async def prune_generations(world: World, arguments: Mapping[str, Any]) -> Plan:
     """Delete old generations by number, then write the boot entries anew, which frees the boot partition."""
     found, current = _generations(world)

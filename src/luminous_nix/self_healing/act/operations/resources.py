@@ -29,11 +29,11 @@ _OWN_POLICY: Final = frozenset({"intel_pstate", "amd-pstate-epp"})  # their "pow
 _YOUNG_S: Final = 60.0
 
 
-def _reclaimable(root: Path) -> Iterator[tuple[int, Path]]:
+def _reclaimable(root: Path, *, rooted: bool) -> Iterator[tuple[int, Path]]:
     """(bytes of file cache not in use, memory.reclaim) of the services below system.slice."""
     for directory in (root / "system.slice").glob("*.service"):
         knob, stat = directory / "memory.reclaim", directory / "memory.stat"
-        if protected(directory.name) or not os.access(knob, os.W_OK):
+        if protected(directory.name) or not (knob.exists() if rooted else os.access(knob, os.W_OK)):
             continue
         try:
             fields = dict(line.split() for line in stat.read_text().splitlines())
@@ -49,7 +49,7 @@ async def clear_system_cache(world: World, arguments: Mapping[str, Any]) -> Plan
     root = cgroup_root(world.roots)
     budget = arguments.get("bytes", 1 << 40)
     steps: list[Step] = []
-    found = sorted(_reclaimable(root), reverse=True)[:16] if root else []
+    found = sorted(_reclaimable(root, rooted=world.rooted), reverse=True)[:16] if root else []
     for size, knob in found:
         amount = min(size, budget)
         if amount >= MIB:

@@ -27,6 +27,7 @@ class World:
     clock: Callable[[], float] = time.monotonic
     finder: Callable[[str], str | None] = find
     wall: Callable[[], float] = time.time  # only for the age of what carries a date, such as a generation
+    rooted: bool = False  # whoever carries the steps out can write what only root may
 
 
 Operation = Callable[[World, Mapping[str, Any]], Awaitable[Plan]]

@@ -1,0 +1,262 @@
+"""One verified request → an answer. Everything that the engine already asked itself is asked again here, because the
+engine may be wrong, or somebody else's: the allow-list, the policy, the limits on disk, the precheck."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from ..act.operations import way_back
+from ..act.steps import Plan, SetProperties, UnitJob
+from ..bus import BusRefused, BusUnavailable
+from ..decide.actions import CATALOGUE, PLUGIN, protected
+from ..decide.limits import Act, Limits, windows
+from ..decide.limits import Request as Asked
+from ..decide.policy import Mode, Policy
+from ..ledger import StoreFault
+from ..models import Action, ActionRefused, ConfigError
+from ..observe.systemd import relations
+from ..permission_handler import NixOSPermissionHandler
+from .protocol import GRANT, RESTORE, STATUS, Code, Denied, Request, frozen
+from .register import Knobs, Register
+from .ways import POWERS, taken
+
+log = logging.getLogger(__name__)
+
+_GRANT_S: Final = 300.0
+_LONGEST_WORD: Final = 256
+# Who would be restarted with it, because systemd hands a restart on to them.
+_CARRIED_ALONG: Final = ("RequiredBy", "BoundBy", "RequisiteOf", "ConsistsOf")
+_RUNNING: Final = frozenset({"active", "activating", "reloading"})
+
+
+class Rules(NamedTuple):
+    """What the root-owned configuration allows; it can only narrow what the tables have."""
+
+    allowed: frozenset[str] = frozenset()
+    policy: Policy = Policy()
+    limits: Limits = Limits()
+    stopped: str = ""  # why nothing may act at all
+
+
+class Caller(NamedTuple):
+    uid: int
+    pid: int
+
+    @property
+    def person(self) -> bool:
+        """Root asks by hand; the engine asks by itself."""
+        return self.uid == 0
+
+
+Answer = tuple[Code, dict[str, Any]]
+
+
+class Broker:
+    """`rules` reads the configuration as it is now. `confirmed` asks polkit about a person (subject, operation,
+    arguments) and raises ActionRefused. One act at a time; who comes meanwhile is told to come again."""
+
+    def __init__(
+        self, register: Register, handler: NixOSPermissionHandler, *, rules: Callable[[], Rules],
+        confirmed: Callable[[str, Action], Any], switch: Callable[[], str],
+        wall: Callable[[], float] = time.time, limits: Limits | None = None,
+    ) -> None:  # fmt: skip
+        self._register, self._handler = register, handler
+        self._rules, self._confirmed, self._switch = rules, confirmed, switch
+        self._wall, self._limits = wall, limits
+        self._acting = False
+        self.counts: dict[str, int] = {}
+
+    @property
+    def acting(self) -> bool:
+        return self._acting
+
+    def status(self) -> dict[str, Any]:
+        """What a reply to `status` holds. Nothing is written, and nothing is read from disk."""
+        return {
+            "acting": self._acting, "store": printable_word(self._register.fault), "head": self._head(),
+            "refused": sum(self.counts.values()),
+        }  # fmt: skip
+
+    def _head(self) -> str:
+        return "" if self._register.fault else self._register.head()
+
+    async def answer(self, request: Request, caller: Caller) -> Answer:
+        """Raises nothing but CancelledError: what goes wrong is in the answer."""
+        if request.op == STATUS:
+            return Code.DONE, self.status()
+        if self._acting:
+            return Code.BUSY, {"reason": "another act is under way", "hint": "one at a time: ask again"}
+        self._acting = True
+        try:
+            if request.op == GRANT:
+                return await self._grant(request, caller)
+            return await self._act(request, caller)
+        except Denied as error:
+            return error.code, {"reason": _DENIED.get(error.code, "")}
+        except (ActionRefused, StoreFault, ConfigError) as error:
+            return Code.REFUSED, _told(error.message, error.hint)
+        finally:
+            self._acting = False
+
+    # -- acting ----------------------------------------------------------------------------------------------
+
+    async def _act(self, request: Request, caller: Caller) -> Answer:
+        rules = self._rules()
+        if why := self._switch() or rules.stopped:
+            raise ActionRefused(f"nothing may act: {why}")
+        plan = await self._planned(request)
+        units = _touched(plan)
+        self._allowed(units, rules)
+        granted = self._permitted(request, caller, units, rules)
+        await self._alone(plan)
+        target = _target(request, units)
+        automatic = not (caller.person or granted)
+        asked = Asked(target, request.op, request.nonce, "", automatic)
+        now = self._register.now()
+        if denial := windows(self._register.acts(), self._limits or rules.limits, asked, now):
+            lifts = denial.lifts_in_s
+            words = _told(f"{denial.name_and_reason}", f"lifts {denial.lifts}")
+            return Code.REFUSED, {**words, **({"lifts_in_s": int(lifts) + 1} if lifts != float("inf") else {})}
+        if request.dry_run:
+            return Code.DONE, {"would": printable_word(" | ".join(plan.checks))}
+        act = Act(target, request.op, request.nonce, "", now, automatic=automatic)
+        entry = self._entry(request, caller, target)
+        knobs: Knobs = tuple((knob.name, knob.former, knob.ours) for knob in plan.knobs)
+        number = self._register.begin(act, request.ts_boot_ns, knobs, granted, {"event": "intent", **entry})
+        return await self._carried_out(number, plan, entry)
+
+    async def _carried_out(self, number: int, plan: Plan, entry: Mapping[str, Any]) -> Answer:
+        code, said = Code.UNKNOWN, {"reason": "the asker went away in the middle"}
+        log.info("%s of %s", entry["op"], entry["target"], extra={"fields": {"nonce": entry["nonce"]}})
+        try:
+            result = await self._handler.carry_out(plan)
+            if result.success:
+                code, said = Code.DONE, {"said": printable_word(result.output)}
+            else:
+                code = Code.REFUSED if result.refused else Code.FAILED
+                said = _told(result.error or "", result.suggestion or "")
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # an error of this program must not leave an act without its line
+            log.exception("an error of this program")
+            code, said = Code.FAILED, {"reason": f"an error of this program: {type(error).__name__}"}
+        finally:
+            why = said.get("reason", "")
+            try:
+                self._register.end(number, code, {"event": code.value, "why": why, **entry})
+            except StoreFault as error:  # it happened, and the next start tells that its outcome is not known
+                log.critical("the result could not be kept: %s", error.message)
+                code, said = Code.UNKNOWN, _told(error.message, error.hint)
+        return code, said
+
+    async def _planned(self, request: Request) -> Plan:
+        """After its precheck, by what this process sees itself. Raises ActionRefused, Denied."""
+        if request.op == RESTORE:
+            knobs = [tuple(knob) for knob in request.args["knobs"]]
+            if unknown := [knob[0] for knob in knobs if knob not in self._register.set_by_us()]:
+                raise ActionRefused(f"{unknown[0]!r:.120} was not set by us", "only what we set is set back")
+            return await way_back(self._handler.world, knobs)
+        if not taken(request.op, request.args):
+            raise Denied(Code.ARGUMENTS)
+        return await self._handler.prepare(Action(request.op, dict(request.args)))
+
+    @staticmethod
+    def _allowed(units: list[str], rules: Rules) -> None:
+        if guarded := next((unit for unit in units if protected(unit)), ""):
+            raise ActionRefused(f"{guarded} is in the protected set")
+        if other := next((unit for unit in units if unit not in rules.allowed), ""):
+            raise ActionRefused(f"{other} is not among the units that may be touched",
+                                "add it to allowed_units in /etc/luminous-healing/config.toml, then"
+                                " `luminous-healing install`")  # fmt: skip
+
+    def _permitted(self, request: Request, caller: Caller, units: list[str], rules: Rules) -> str:
+        """The grant to be spent, or empty where none is needed. Raises ActionRefused."""
+        if request.op == RESTORE:
+            return ""  # only back to what was
+        spec = CATALOGUE[request.op]
+        unit = units[0] if units else ""
+        if request.op == PLUGIN:
+            unit = str(request.args.get("unit", ""))
+        mode, why = rules.policy.mode_of(spec, request.args, unit)
+        if mode is Mode.OBSERVE:
+            raise ActionRefused(f"{why}: observe, so nothing is done", "another mode in [policy]")
+        if mode is Mode.AUTO or caller.person:
+            return ""
+        request_id = frozen(request.op, request.args)
+        if not self._register.granted(request_id):
+            raise ActionRefused(
+                f"{why}: a person is asked first", "`luminous-healing confirm`, as root or through polkit"
+            )
+        return request_id
+
+    async def _alone(self, plan: Plan) -> None:
+        """A restart of a unit that is down would take along what runs and requires it. Raises ActionRefused."""
+        for step in plan.steps:
+            if not (isinstance(step, UnitJob) and step.method == "StartUnit"):
+                continue
+            try:
+                around = await relations(self._handler.world.bus, step.unit, *_CARRIED_ALONG)
+            except (BusUnavailable, BusRefused) as error:
+                raise ActionRefused(f"who depends on {step.unit} cannot be asked: {error.message}") from error
+            if running := sorted(name for name, active in around.items() if active in _RUNNING):
+                raise ActionRefused(f"a restart of {step.unit} would restart {running[0]} too, which runs",
+                                    f"systemctl start {step.unit}, as root, would not")  # fmt: skip
+
+    # -- a person's word -------------------------------------------------------------------------------------
+
+    async def _grant(self, request: Request, caller: Caller) -> Answer:
+        """Root's word counts as it is. For anybody else polkit asks the person, who sees what it is about."""
+        op, args, subject = request.args["op"], request.args["args"], request.args.get("subject")
+        if not taken(op, args):
+            raise Denied(Code.ARGUMENTS)
+        if not caller.person:
+            if subject is None:
+                raise ActionRefused("whose word this is was not said", "root may give it directly")
+            await self._confirmed(subject, Action(op, dict(args)))
+        entry = {**self._entry(request, caller, op), "subject": subject or "root"}
+        self._register.grant(frozen(op, args), _GRANT_S, caller.uid, {"event": "grant", **entry})
+        return Code.DONE, {"lifts_in_s": int(_GRANT_S)}
+
+    def _entry(self, request: Request, caller: Caller, target: str) -> dict[str, Any]:
+        return {
+            "wall": int(self._wall()), "op": request.op, "target": target, "args": json.dumps(dict(request.args)),
+            "nonce": request.nonce, "uid": caller.uid, "pid": caller.pid, "reason": request.reason_code,
+            "evidence": request.evidence_hash[:16],
+        }  # fmt: skip
+
+
+_DENIED: Final[Mapping[Code, str]] = {
+    Code.ARGUMENTS: "the helper takes no such arguments",
+    Code.REPLAY: "this request was carried out before, or tried",
+    Code.REFUSED: "the person's word was used up",
+}
+
+
+def printable_word(text: str) -> str:
+    """Printable ASCII, as replies and audit lines are made of, and no longer than a word may be."""
+    plain = text.encode("ascii", "backslashreplace").decode("ascii")
+    return "".join(sign if " " <= sign <= "~" else "?" for sign in plain)[:_LONGEST_WORD]
+
+
+def _told(reason: str, hint: str) -> dict[str, Any]:
+    return {"reason": printable_word(reason), "hint": printable_word(hint)}
+
+
+def _touched(plan: Plan) -> list[str]:
+    """The units that a plan changes, by their own names."""
+    found = [step.unit for step in plan.steps if isinstance(step, UnitJob | SetProperties)]
+    for step in plan.steps:
+        name, _, instance = getattr(step, "power", "").partition("@")
+        if name in POWERS and POWERS[name].allowed:
+            found.append(instance)
+    return list(dict.fromkeys(found))
+
+
+def _target(request: Request, units: list[str]) -> str:
+    plugin = request.args.get("name")
+    return units[0] if units else f"plugin:{plugin}" if plugin else request.op

@@ -1,0 +1,328 @@
+"""The helper's door: who may speak, and what a frame must be before anybody looks into it.
+
+Nothing is parsed before its mac. A connection that breaks a rule ends without a word; the process goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from ..journal import notify, watchdog_seconds
+from ..models import ActionRefused, HealingError
+from ..observe.host import boot_clock
+from .broker import Broker, Caller, printable_word
+from .keys import boot_id, boot_ns
+from .protocol import (
+    LONGEST_FRAME,
+    STATUS,
+    WINDOW_NS,
+    Code,
+    Denied,
+    Key,
+    Keys,
+    Reply,
+    Request,
+    encode_reply,
+    fresh,
+    parse_request,
+)
+
+log = logging.getLogger(__name__)
+
+_IDLE_S: Final = 300.0
+_AT_ONCE: Final = 64  # connections taken in one turn of the loop
+_SWEEP_S: Final = 1.0
+_REMEMBERED: Final = 1 << 18
+_LINES_A_MINUTE: Final = 10
+_SO_PEERPIDFD: Final = 77  # asm-generic/socket.h, Linux 6.5
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """How many connections at once: the engine's, and root's own besides them."""
+
+    engine: int = 16
+    root: int = 8
+    idle_s: float = 5.0  # without a request
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    socket: socket.socket
+    caller: Caller
+    since: float
+    work: asyncio.Task[None] | None = None
+
+
+class _Seen:
+    """Nonces of what changes nothing, for as long as they are fresh. What changes something is kept on disk."""
+
+    def __init__(self, started_ns: int) -> None:
+        self._started_ns = started_ns
+        self._nonces: dict[int, int] = {}
+
+    def add(self, nonce: str, ts_ns: int, now_ns: int) -> None:
+        """Raises Denied: it was here before, or may have been before we started, or there are too many."""
+        if ts_ns < self._started_ns:
+            raise Denied(Code.STALE)
+        short = int(nonce[:16], 16)
+        if short in self._nonces:
+            raise Denied(Code.REPLAY)
+        while self._nonces and now_ns - self._nonces[first := next(iter(self._nonces))] > 2 * WINDOW_NS:
+            del self._nonces[first]
+        if len(self._nonces) >= _REMEMBERED:
+            raise Denied(Code.BUSY)
+        self._nonces[short] = now_ns
+
+
+@dataclass(slots=True)
+class _Refusals:
+    """At most ten lines a minute, and a count of the rest: who is refused must not fill the disk."""
+
+    note: Callable[[Mapping[str, Any]], None]
+    clock: Callable[[], float]
+    minute: float = float("-inf")
+    lines: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    untold: int = 0
+
+    def add(self, caller: Caller, code: Code) -> None:
+        self.counts[code.value] = self.counts.get(code.value, 0) + 1
+        now = self.clock()
+        if now - self.minute >= 60.0:
+            self.minute, self.lines = now, 0
+        if self.lines >= _LINES_A_MINUTE:
+            self.untold += 1
+            return
+        self.lines += 1
+        entry = {"event": "denied", "code": code.value, "uid": caller.uid, "pid": caller.pid, "untold": self.untold}
+        self.untold = 0
+        try:
+            self.note(entry)
+        except HealingError as error:
+            log.warning("a refusal could not be kept: %s", error.message)
+
+
+class Helper:
+    """Serves `listener`, a SOCK_SEQPACKET socket, until `stop` or until nobody asked for `idle_s` seconds.
+
+    `engine_uid` is who may ask besides root; `engine_unit`, unless empty, the unit whose cgroup it must be in.
+    """
+
+    def __init__(
+        self, listener: socket.socket, keys: Keys, broker: Broker, *, engine_uid: int, engine_unit: str = "",
+        quota: Quota | None = None, idle_s: float = _IDLE_S, boot: str = "", clock_ns: Callable[[], int] = boot_ns,
+        note: Callable[[Mapping[str, Any]], None] = lambda _: None, proc: Path = Path("/proc"),
+    ) -> None:  # fmt: skip
+        self._listener, self._keys, self._broker = listener, keys, broker
+        self._uids = {engine_uid, 0}
+        self._engine_unit, self._proc = engine_unit, proc
+        self._quota, self._idle_s = quota or Quota(), idle_s
+        self._boot, self._clock_ns = boot or boot_id(), clock_ns
+        self._seen = _Seen(clock_ns())
+        self._refusals = _Refusals(note, boot_clock, counts=broker.counts)
+        self._open: dict[int, _Connection] = {}
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._over = asyncio.Event()
+        self._asked_at = boot_clock()
+
+    async def run(self) -> None:
+        """Until the end. What is under way then is finished first."""
+        loop = asyncio.get_running_loop()
+        self._listener.setblocking(False)
+        loop.add_reader(self._listener, self._accept)
+        sweeper = loop.create_task(self._sweep(), name="sweep")
+        try:
+            await self._over.wait()
+        finally:
+            loop.remove_reader(self._listener)
+            sweeper.cancel()
+            for connection in list(self._open.values()):
+                if connection.work is None:
+                    self._end(connection)
+            await asyncio.gather(*(one.work for one in self._open.values() if one.work), return_exceptions=True)
+            for connection in list(self._open.values()):
+                self._end(connection)
+            os.close(self._spare)
+
+    def stop(self) -> None:
+        self._over.set()
+
+    # -- connections -----------------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        """All that wait, up to a number. Out of descriptors: the spare one lets us turn one away cleanly."""
+        for _ in range(_AT_ONCE):
+            try:
+                connection = self._listener.accept()[0]
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in {errno.EMFILE, errno.ENFILE}:
+                    self._turn_one_away()
+                    continue
+                if error.errno in {errno.ECONNABORTED, errno.ENOMEM, errno.ENOBUFS}:
+                    return
+                raise
+            self._take(connection)
+
+    def _turn_one_away(self) -> None:
+        os.close(self._spare)
+        with contextlib.suppress(OSError):
+            self._listener.accept()[0].close()
+        with contextlib.suppress(OSError):
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _take(self, connection: socket.socket) -> None:
+        """Who it is the kernel says (SO_PEERCRED); an address or a request never does."""
+        pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        open_now = sum(1 for one in self._open.values() if one.caller.uid == uid)
+        most = self._quota.root if uid == 0 else self._quota.engine
+        if uid not in self._uids or open_now >= most:
+            connection.close()
+            if uid not in self._uids:
+                self._refusals.add(Caller(uid, pid), Code.KEY)
+            return
+        connection.setblocking(False)
+        self._asked_at = boot_clock()
+        one = _Connection(connection, Caller(uid, pid), self._asked_at)
+        self._open[connection.fileno()] = one
+        asyncio.get_running_loop().add_reader(connection, self._readable, one)
+
+    def _end(self, connection: _Connection) -> None:
+        number = connection.socket.fileno()
+        if number < 0:
+            return
+        asyncio.get_running_loop().remove_reader(connection.socket)
+        self._open.pop(number, None)
+        connection.socket.close()
+        if connection.work is not None:
+            connection.work.cancel()  # nobody waits for it any more: it is let go of, and its line says so
+
+    async def _sweep(self) -> None:
+        """End idle connections, and the process when nobody asked for long."""
+        every = watchdog_seconds()
+        while True:
+            await asyncio.sleep(min(_SWEEP_S, (every or 60.0) / 2, max(self._idle_s / 2, 0.05)))
+            now = boot_clock()
+            if every:
+                notify("WATCHDOG=1")
+            for connection in list(self._open.values()):
+                if connection.work is None and now - connection.since > self._quota.idle_s:
+                    self._end(connection)
+            if not self._open and now - self._asked_at > self._idle_s:
+                self.stop()
+
+    # -- requests --------------------------------------------------------------------------------------------
+
+    def _readable(self, connection: _Connection) -> None:
+        """One frame is one packet. A second one before the answer, a descriptor, a cut: the connection ends."""
+        try:
+            frame, passed, flags, _ = connection.socket.recvmsg(LONGEST_FRAME)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._end(connection)
+            return
+        odd = passed or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
+        if not frame or odd or connection.work is not None:
+            if frame and odd:
+                self._refusals.add(connection.caller, Code.SIZE)
+            self._end(connection)
+            return
+        self._asked_at = connection.since = boot_clock()
+        try:
+            self._serve(connection, frame)
+        except Exception:  # one connection's trouble is nobody else's
+            log.exception("an error of this program")
+            self._end(connection)
+
+    def _serve(self, connection: _Connection, frame: bytes) -> None:
+        now = self._clock_ns()
+        try:
+            request, key = parse_request(frame, self._keys, now)
+        except Denied as denied:
+            self._refusals.add(connection.caller, denied.code)
+            self._end(connection)  # nobody is told what was wrong with a frame
+            return
+        try:
+            fresh(request, now, self._boot)
+            self._seen.add(request.nonce, request.ts_boot_ns if request.op == STATUS else now, now)
+        except Denied as denied:
+            self._refusals.add(connection.caller, denied.code)
+            self._reply(connection, Reply(request.nonce, denied.code), key)
+            return
+        if request.op == STATUS:
+            self._reply(connection, Reply(request.nonce, Code.DONE, self._broker.status()), key)
+            return
+        work = self._work(connection, request, key)
+        connection.work = asyncio.get_running_loop().create_task(work, name=f"{request.op} {request.nonce}")
+
+    async def _work(self, connection: _Connection, request: Request, key: Key) -> None:
+        try:
+            self._from_the_engine(connection)
+            code, result = await self._broker.answer(request, connection.caller)
+        except ActionRefused as error:
+            code, result = Code.REFUSED, {"reason": printable_word(error.message)}
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("an error of this program")
+            code, result = Code.FAILED, {}
+        connection.work = None
+        connection.since = boot_clock()
+        if code is not Code.DONE:
+            self._refusals.counts[code.value] = self._refusals.counts.get(code.value, 0) + 1
+        self._reply(connection, Reply(request.nonce, code, result), key)
+
+    def _reply(self, connection: _Connection, reply: Reply, key: Key) -> None:
+        """One packet; who does not take it has no more to say."""
+        try:
+            frame = encode_reply(reply, key)
+        except Denied:
+            log.exception("a reply that cannot be said: %.200r", reply)
+            frame = encode_reply(Reply(reply.nonce, reply.code), key)
+        try:
+            connection.socket.send(frame)
+        except OSError:
+            self._end(connection)
+
+    def _from_the_engine(self, connection: _Connection) -> None:
+        """The peer's process must be in the engine's cgroup: held by a pidfd while we look. Raises ActionRefused."""
+        if connection.caller.uid == 0 or not self._engine_unit:
+            return
+        try:
+            handle = _pidfd(connection.socket, connection.caller.pid)
+        except OSError as error:
+            raise ActionRefused(f"the asking process is gone: {error.strerror}") from None
+        try:
+            paths = (self._proc / str(connection.caller.pid) / "cgroup").read_text("ascii")
+            signal.pidfd_send_signal(handle, 0)  # still the same process
+        except (OSError, UnicodeDecodeError):
+            raise ActionRefused("who asks cannot be told") from None
+        finally:
+            os.close(handle)
+        if not any(line.endswith("/" + self._engine_unit) for line in paths.splitlines()):
+            raise ActionRefused("the asking process is not of the engine's unit")
+
+
+def _pidfd(connection: socket.socket, pid: int) -> int:
+    """SO_PEERPIDFD where the kernel has it, which names the peer itself; else by number. Raises OSError."""
+    try:
+        return int.from_bytes(connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4), sys.byteorder)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+    return os.pidfd_open(pid)

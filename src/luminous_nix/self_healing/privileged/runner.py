@@ -1,0 +1,91 @@
+"""How the helper has a step carried out: by PID 1, which asks polkit, or by itself where CAP_KILL is enough."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from ..act.runners import DirectRunner
+from ..act.steps import AskHelper, EndProcess, ResolverJob, SetProperties, Step, UnitJob
+from ..bus import Bus, BusRefused, BusUnavailable, target
+from ..models import ActionFailed, NeedsPrivilege, Roots
+from ..observe.systemd import MANAGER, SYSTEMD
+from .ways import POWERS, power_of
+
+_PROPERTIES: Final = "org.freedesktop.DBus.Properties"
+_FROZEN: Final = {"FreezeUnit": "freeze", "ThawUnit": "thaw"}
+_FIRST_PAUSE_S: Final = 0.005
+_LONGEST_PAUSE_S: Final = 0.2
+
+
+class ServiceRunner:
+    """Restarts and limits over D-Bus, everything else by an act unit. It starts no program and writes no file."""
+
+    def __init__(
+        self, bus: Bus, roots: Roots, *, clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:  # fmt: skip
+        self._bus, self._clock, self._sleep = bus, clock, sleep
+        self._direct = DirectRunner(bus, roots, privileged=False)
+
+    async def run(self, step: Step) -> str:
+        match step:
+            case UnitJob(method, unit) if method in _FROZEN:
+                return await self._act(f"{_FROZEN[method]}@{unit}")
+            case UnitJob(
+                "StartUnit", _
+            ):  # polkit allows `start` for our own units alone; it is down, so this starts it
+                return await self._direct.run(replace(step, method="RestartUnit"))
+            case UnitJob() | SetProperties() | ResolverJob() | EndProcess():
+                return await self._direct.run(step)
+            case AskHelper():
+                raise NeedsPrivilege("the helper asks nobody")
+        if not step.power:
+            raise NeedsPrivilege("this has no way in SERVICE mode", "a person can do it as root")
+        return await self._act(step.power)
+
+    async def _act(self, power: str) -> str:
+        """Start the act unit and wait until it is done. Raises NeedsPrivilege, ActionFailed."""
+        name, _, instance = power.partition("@")
+        unit = POWERS[name].unit(instance)
+        if power_of(unit) is None:
+            raise ActionFailed(f"{unit!r:.200} is no act unit")
+        try:
+            await self._bus.call(MANAGER, "StartUnit", "ss", (unit, "fail"))
+            return await self._done(unit, self._clock() + POWERS[name].timeout_s)
+        except BusRefused as error:
+            if error.access_denied:
+                raise NeedsPrivilege(f"{unit} may not be started: {error.message}",
+                                     "is polkit running, with the rule of the installation?") from error  # fmt: skip
+            raise ActionFailed(f"{unit}: {error.message}") from error
+        except BusUnavailable as error:
+            raise ActionFailed(f"{unit}: {error.message}", error.hint) from error
+
+    async def _done(self, unit: str, until: float) -> str:
+        """A one-shot unit that ended well is forgotten by systemd: one that is inactive and has no job is done."""
+        pause = _FIRST_PAUSE_S
+        (path,) = await self._bus.call(MANAGER, "LoadUnit", "s", (unit,))
+        while True:
+            await self._sleep(pause)
+            told = await self._told(path, "Unit")
+            if not told.get("Job", (0, ""))[0] and told.get("ActiveState") in {"inactive", "failed"}:
+                break
+            if self._clock() >= until:
+                raise ActionFailed(f"{unit} is not done yet", f"systemctl status {unit}")
+            pause = min(pause * 2, _LONGEST_PAUSE_S)
+        if told["ActiveState"] == "failed":
+            how = await self._told(path, "Service")
+            raise ActionFailed(f"{unit} ended with {how.get('Result', '?')}, status {how.get('ExecMainStatus', '?')}",
+                               f"journalctl -u {unit}")  # fmt: skip
+        return f"{unit} did it"
+
+    async def _told(self, path: str, interface: str) -> Mapping[str, Any]:
+        at = target(path, _PROPERTIES, SYSTEMD)
+        try:
+            (told,) = await self._bus.call(at, "GetAll", "s", (f"{SYSTEMD}.{interface}",))
+        except BusRefused:  # forgotten meanwhile
+            return {"ActiveState": "inactive"}
+        return {name: value for name, (_, value) in told.items()}
