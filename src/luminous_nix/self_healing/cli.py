@@ -23,6 +23,7 @@ from . import __version__, steer
 from .bus import Bus, BusRefused, BusUnavailable
 from .config import Loaded, Settings, load
 from .daemon import Daemon, build_engine
+from .deploy.install import install, uninstall
 from .desk import seconds
 from .healing_engine import SimplifiedHealingEngine
 from .home import kill_switch, open_store, state_file
@@ -90,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
             run=function
         )
     add("permissions", _permissions, "what may be done here, and how")
+    _add_deploying(add)
     completion = commands.add_parser("completion", help="print the completion script of a shell")
     completion.add_argument("shell", choices=SHELLS)
     completion.set_defaults(run=_completion, json=False, verbose=None)
@@ -113,6 +115,20 @@ def _add_steering(add: Callable[..., argparse.ArgumentParser]) -> None:
     resume = add("resume", _resume, "lift the kill switch")
     resume.add_argument("--breakers", action="store_true", help="close the breakers, too")
     resume.add_argument("--store", action="store_true", help="begin a new store in place of a lost or damaged one")
+
+
+def _add_deploying(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """The words that put the service on a host, or take it away."""
+    parsers = (
+        add("install", _install, "set up the service: units, users, polkit's rules"),
+        add("uninstall", _uninstall, "take away what `install` set up; state, keys and configuration stay"),
+    )
+    for parser in parsers:
+        parser.add_argument(
+            "--root", type=Path, metavar="DIR", help="below this directory, and tell no running system"
+        )
+        parser.add_argument("--dry-run", action="store_true", help="tell, and change nothing")
+    parsers[0].add_argument("--now", action="store_true", help="enable and start the engine, too")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -323,6 +339,18 @@ def _permissions(arguments: argparse.Namespace) -> int:
     lines: Lines = [("", f"mode  {status['mode']}")]
     lines += [("", f"  {name:<22} {how}") for name, how in status["capabilities"].items()]
     _show(arguments, {"schema": SCHEMA, **status}, lines)
+    return 0
+
+
+def _install(arguments: argparse.Namespace) -> int:
+    done = install(arguments.root, dry_run=arguments.dry_run, now=arguments.now)
+    _show(arguments, {"schema": SCHEMA, **done.data}, done.lines)
+    return 0
+
+
+def _uninstall(arguments: argparse.Namespace) -> int:
+    done = uninstall(arguments.root, dry_run=arguments.dry_run)
+    _show(arguments, {"schema": SCHEMA, **done.data}, done.lines)
     return 0
 
 

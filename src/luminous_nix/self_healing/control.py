@@ -221,7 +221,8 @@ def _listen(path: Path, group: int | None) -> socket.socket:
 
 def _open_to(path: Path, group: int) -> None:
     try:
-        os.chown(path, -1, group, follow_symlinks=False)
+        if path.lstat().st_gid != group:  # as a service it is already, and may not ask
+            os.chown(path, -1, group, follow_symlinks=False)
     except PermissionError as error:
         log.warning("%s stays closed to group %d: %s", path, group, error.strerror)
     else:

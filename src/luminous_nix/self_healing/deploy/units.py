@@ -20,7 +20,7 @@ _SOCKET: Final = f"/run/{EXECUTOR}.sock"
 _KEYS_UNIT: Final = f"{ENGINE}-keys.service"
 _PACKAGE: Final = "luminous_nix.self_healing"
 # Where programs and libraries lie; nothing else may be executed. "-": it need not exist.
-_SYSTEM_CODE: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/nix/store")
+SYSTEM_CODE: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/nix/store")
 
 Directives = dict[str, str | tuple[str, ...] | None]
 
@@ -343,7 +343,7 @@ def _act(site: Site, power: Power) -> str:
 def _run(site: Site, arguments: str, *, walls: bool = True) -> Directives:
     """`python -I`: neither the environment nor the current directory says what is imported."""
     own = str(PurePosixPath(site.python).parent.parent)
-    code = dict.fromkeys((*_SYSTEM_CODE, *(own,) * (own != "/"), *site.code))
+    code = dict.fromkeys((*SYSTEM_CODE, *(own,) * (own != "/"), *site.code))
     found: Directives = {"ExecStart": f"{site.python} -I -m {arguments}"}
     if walls:
         found["ExecPaths"] = _absent(*code)
