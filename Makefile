@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP = $$([ -x $(BIN)/pip ] && echo $(BIN)/python -m pip || echo $(PYTHON) -m pip --python $(BIN)/python) \
 	--disable-pip-version-check --quiet
 
-.PHONY: run test lint mutation completions clean
+.PHONY: run test lint mutation completions packaging clean
 
 run: $(VENV)/.run  ## set up, then one healing cycle on this host, in a dry run
 	@$(BIN)/luminous-healing check; echo; $(BIN)/luminous-healing heal; code=$$?; [ $$code -le 1 ]
@@ -28,6 +28,9 @@ mutation: $(VENV)/.dev  ## change the decisions one thing at a time, and see whe
 
 completions: $(VENV)/.dev  ## generate the shell completions again
 	$(BIN)/python tools/completions.py
+
+packaging: $(VENV)/.dev  ## generate the unit files, users and polkit's rule of a default host again
+	$(BIN)/python tools/packaging.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

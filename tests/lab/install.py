@@ -11,6 +11,7 @@ from .image import cached, digest, host_run
 HOME = "/opt/luminous"
 DEPENDENCIES = ("jeepney", "msgspec", "rich")
 GUEST_PYTHON = "3.11"
+PATH_FILE = f"/usr/local/lib/python{GUEST_PYTHON}/dist-packages/luminous.pth"  # read even with `python -I`
 LAUNCHER = f"""#!/bin/sh
 exec env PYTHONPATH={HOME}/src:{HOME}/deps python3 -m luminous_nix.self_healing.cli "$@"
 """
@@ -36,3 +37,4 @@ def install_project(guest: Guest, checkout: Path) -> None:
     guest.copy(checkout / "src", f"{HOME}/src")
     guest.copy(dependencies(checkout), f"{HOME}/deps")
     guest.write("/usr/local/bin/luminous-healing", LAUNCHER, 0o755)
+    guest.write(PATH_FILE, f"{HOME}/src\n{HOME}/deps\n")

@@ -62,6 +62,11 @@ def test_completions_are_fresh() -> None:
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
+def test_packaging_is_fresh() -> None:
+    done = python(str(ROOT / "tools/packaging.py"), "--check")
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
 def test_importing_the_package_costs_nothing() -> None:
     code = (
         "import sys, luminous_nix.self_healing as it; assert it.__version__;"
