@@ -31,9 +31,12 @@ _REPLY: Final = b"luminous-rep-v1\0"
 _VERSION: Final = b"\1"
 _HEADER: Final = 1 + 4 + 32
 # Printable ASCII without spaces between; no float, no null, no escape but of a quote and a backslash.
-_TOKEN: Final = re.compile(
-    rb'"(?:[ !#-\[\]-~]|\\["\\]){0,256}"|(?P<integer>-?[0-9]{1,16})|true|false|[,:]|(?P<open>[{\[])|(?P<close>[}\]])'
-)
+_STRING: Final = rb'"(?:[ !#-\[\]-~]|\\["\\]){0,256}"'
+_TEXT: Final = re.compile(rb"(?:" + _STRING + rb"|-?[0-9]{1,16}|true|false|[,:{}\[\]])*")
+_STRINGS: Final = re.compile(_STRING)
+_PARTS: Final = re.compile(rb"[0-9]+|[{\[]|[}\]]")
+_DEEPEST: Final = 4
+_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 class Code(StrEnum):
@@ -56,7 +59,14 @@ _REQUEST_FIELDS: Final = {
     "evidence_hash": b'"[0-9a-f]{64}"',
 }  # fmt: skip
 _REPLY_FIELDS: Final = {"v": b"1", "nonce": _NONCE, "code": f'"(?:{"|".join(Code)})"'.encode(), "result": rb"\{.*\}"}
-_FIELDS: Final = {_REQUEST: _REQUEST_FIELDS, _REPLY: _REPLY_FIELDS}
+# One pattern for the whole body, whose names come in their order. Between the last brace of `args` or `result` and
+# that of the body there is none, so what matches there are the body's own fields.
+_FIELDS: Final = {
+    domain: (patterns.keys(), re.compile(rb"\{" + rb",".join(
+        b'"' + name.encode() + b'":(?:' + pattern + b")" for name, pattern in sorted(patterns.items())
+    ) + rb"\}"))
+    for domain, patterns in ((_REQUEST, _REQUEST_FIELDS), (_REPLY, _REPLY_FIELDS))
+}  # fmt: skip
 
 
 STATUS: Final = "status"
@@ -105,14 +115,12 @@ class Key:
     """32 random bytes. The id follows from them, so that no two ends can label one key differently."""
 
     secret: bytes = field(repr=False)
+    id: bytes = field(init=False)
 
     def __post_init__(self) -> None:
         if len(self.secret) != 32:  # an empty file would make a key that everybody has
             raise ValueError("a key has 32 bytes")
-
-    @property
-    def id(self) -> bytes:
-        return hmac.digest(self.secret, b"luminous-key-id-v1\0", "sha256")[:4]
+        object.__setattr__(self, "id", hmac.digest(self.secret, b"luminous-key-id-v1\0", "sha256")[:4])
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,9 +217,11 @@ def fresh(request: Request, now_boot_ns: int, boot_id: str) -> None:
 def encode_reply(reply: Reply, key: Key) -> bytes:
     """The frame. Raises Denied for what `parse_reply` would deny."""
     words = {"v": 1, "nonce": reply.nonce, "code": reply.code, "result": dict(reply.result)}
-    frame = _seal(_REPLY, key, _dumps(words))
-    parse_reply(frame, key, reply.nonce)
-    return frame
+    body = _dumps(words)
+    if len(body) > LONGEST_BODY:
+        raise Denied(Code.SIZE)
+    _fields(body, _REPLY)
+    return _seal(_REPLY, key, body)
 
 
 def parse_reply(frame: bytes, key: Key, nonce: str) -> Reply:
@@ -238,26 +248,33 @@ def _open(domain: bytes, frame: bytes, keys: Keys, now_boot_ns: int) -> tuple[di
     body = frame[_HEADER:]
     if not hmac.compare_digest(frame, _seal(domain, key, body)):
         raise Denied(Code.MAC)
-    return _fields(body, _FIELDS[domain]), key
+    return _fields(body, domain), key
 
 
 def _dumps(value: Any) -> bytes:
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+        return _ENCODER.encode(value).encode()
     except (TypeError, ValueError, RecursionError):
         raise Denied(Code.FORM) from None
 
 
 def _plain(body: bytes) -> bool:
     """Whether the parser may see it: no token, number or depth that it could stumble over."""
-    at = depth = 0
-    while (token := _TOKEN.match(body, at)) and depth <= 4 and abs(int(token["integer"] or 0)) < 1 << 53:
-        depth += bool(token["open"]) - bool(token["close"])
-        at = token.end()
-    return at == len(body)
+    if not _TEXT.fullmatch(body):
+        return False
+    depth = 0
+    for part in _PARTS.findall(_STRINGS.sub(b"", body)):
+        if part.isdigit():
+            if int(part) >= 1 << 53:
+                return False
+            continue
+        depth += 1 if part in b"{[" else -1
+        if depth > _DEEPEST:
+            return False
+    return True
 
 
-def _fields(body: bytes, patterns: Mapping[str, bytes]) -> dict[str, Any]:
+def _fields(body: bytes, domain: bytes) -> dict[str, Any]:
     """All the fields and no other, each as its pattern says; the version is left out then."""
     try:
         fields = json.loads(body) if _plain(body) else None
@@ -265,6 +282,8 @@ def _fields(body: bytes, patterns: Mapping[str, bytes]) -> dict[str, Any]:
         fields = None
     if not isinstance(fields, dict) or _dumps(fields) != body:  # a name that is there twice ends here too
         raise Denied(Code.FORM)
-    if fields.keys() != patterns.keys() or not all(re.fullmatch(patterns[it], _dumps(fields[it])) for it in patterns):
+    names, pattern = _FIELDS[domain]
+    if fields.keys() != names or not pattern.fullmatch(body):
         raise Denied(Code.SCHEMA)
-    return {name: value for name, value in fields.items() if name != "v"}
+    del fields["v"]
+    return fields
