@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from luminous_nix.self_healing.models import Issue, IssueType, Severity
-from luminous_nix.self_healing.observe.detector import SimpleDetector, memory_total
-from luminous_nix.self_healing.observe.diagnosis import Culprit, cgroup_root, memory_culprit
+from luminous_nix.self_healing.observe.detector import SimpleDetector
+from luminous_nix.self_healing.observe.diagnosis import Cgroups, Culprit, cgroup_root, memory_culprit, memory_total
 from tests.unit.host import FakeHost, no_bus
 
 TOTAL = 1000 << 20
@@ -73,6 +73,15 @@ def test_the_tree_is_found_alone_or_beside_the_older_one(host: FakeHost, place: 
     root = tree(host, place, leaky=400)
     assert cgroup_root(host.roots) == root
     assert memory_culprit(host.roots, TOTAL) is not None
+
+
+def test_the_tree_is_remembered_once_it_is_there(host: FakeHost) -> None:
+    cgroups = Cgroups(host.roots)
+    assert cgroups.root() is None
+    root = tree(host)
+    assert cgroups.root() == root
+    (root / "cgroup.controllers").unlink()
+    assert cgroups.root() == root
 
 
 def test_a_slice_that_is_not_there_names_nobody(host: FakeHost) -> None:

@@ -332,6 +332,24 @@ async def test_a_dry_run_tells_a_precheck_that_would_refuse(host: FakeHost) -> N
     assert "would be refused: no background service" in result.detail
 
 
+async def test_a_dry_run_looks_at_the_host_once_for_all_issues_and_anew_when_asked_again(host: FakeHost) -> None:
+    busy: list[str] = []
+
+    async def state() -> HostState:
+        busy.append("an upgrade")
+        return HostState("running", "it is being upgraded" if len(busy) > 1 else "")
+
+    scene = Scene(host, dry_run=True)
+    scene.engine.host_state = state
+    issues = [trouble(), trouble("cpu"), trouble("disk")]
+    first = await scene.engine.heal_issues_batch(issues)
+    assert len(busy) == 1
+    assert not [result for result in first if "it is being upgraded" in result.detail]
+    for again in (await scene.engine.heal_issues_batch(issues), [await scene.engine.heal_issue(trouble())]):
+        assert all("now refused: update lock: it is being upgraded" in result.detail for result in again)
+    assert len(busy) == 3
+
+
 async def test_a_dry_run_tells_whether_it_would_act(host: FakeHost) -> None:
     host.memory(97.0)
     scene = Scene(host, relief(host), dry_run=True, mode=ExecutionMode.DEVELOPMENT)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from luminous_nix.self_healing.models import ActionFailed
-from luminous_nix.self_healing.process import SEARCH_PATH, Completed, find, run
+from luminous_nix.self_healing.process import SEARCH_PATH, Completed, Finder, find, run
 
 pytestmark = pytest.mark.anyio
 
@@ -70,6 +70,23 @@ async def test_a_file_that_is_no_program(tmp_path: Path) -> None:
 def test_programs_are_found_on_the_fixed_path_only() -> None:
     assert find("sh") in {f"{place}/sh" for place in SEARCH_PATH.split(":")}
     assert find("no-such-program") is None
+
+
+def test_what_was_found_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    monkeypatch.setattr("luminous_nix.self_healing.process.SEARCH_PATH", f"{first}:{second}")
+    (first / "tool").mkdir(parents=True)  # a folder is no program
+    (second / "tool").parent.mkdir()
+    finder = Finder()
+    assert finder("tool") is None  # and that there is none is not remembered
+    for place in (second, first):
+        (place / "tool").rmdir() if (place / "tool").is_dir() else None
+        (place / "tool").touch(mode=0o755)
+    assert finder("tool") == str(first / "tool")
+    (first / "tool").unlink()
+    assert finder("tool") == str(second / "tool")
+    (second / "tool").chmod(0o644)
+    assert finder("tool") is None
 
 
 def _alive(pid: int) -> bool:

@@ -115,6 +115,7 @@ class SimplifiedHealingEngine:
         self._health = 100
         self._looked_at = self.store.now()
         self._stops: list[asyncio.Event] = []
+        self._rehearsed: tuple[Ask, Facts] | None = None  # who asked for a dry run last, and what held then
         self.last = Snapshot({})  # the newest look
         self._counts = {"detected": 0, "resolved": 0, "failed": 0}
         self._last_check: datetime | None = None
@@ -126,9 +127,9 @@ class SimplifiedHealingEngine:
             self._book.note_flips(self.incidents, self._looked_at)
             self._book.note_sleep(self._asleep, self._resumed_at)
             self._book.withdraw(self.incidents)
-        results = []
+        results, ask = [], Ask(automatic=True)
         for issue in issues:
-            results.append(await self._healed(issue, Ask(automatic=True)))
+            results.append(await self._healed(issue, ask))
             if results[-1].actions_taken and not self.dry_run:
                 await self.refresh()  # the next one is decided on what the host is like now
         return results
@@ -179,7 +180,8 @@ class SimplifiedHealingEngine:
 
     async def heal_issues_batch(self, issues: Iterable[Issue]) -> list[HealingResult]:
         """Heal several, worst first, one after the other; results in that order."""
-        return [await self.heal_issue(issue) for issue in sorted(issues, key=lambda issue: -issue.severity)]
+        ask = Ask(automatic=False)
+        return [await self._healed(issue, ask) for issue in sorted(issues, key=lambda issue: -issue.severity)]
 
     def start_monitoring(self, interval: float = 60) -> Coroutine[Any, Any, None]:
         """Await it: a cycle every `interval` seconds until cancelled or `stop()`. Raises ValueError."""
@@ -264,14 +266,13 @@ class SimplifiedHealingEngine:
         except Exception as error:
             log.warning("the resolver failed on %s", issue.description, exc_info=True)
             return self._refused(issue, f"the resolver failed: {error}")
-        incident = self.incidents.get(issue.fingerprint())
         if not rungs:
             if not self.dry_run:
-                self._book.watched(issue, incident)
+                self._book.watched(issue, self.incidents.get(issue.fingerprint()))
             return self._refused(issue, WATCHED)
-        host = await self.host_state()
         if self.dry_run:
-            return await self._rehearse(issue, rungs, ask, host)
+            return await self._rehearse(issue, rungs, ask)
+        host = await self.host_state()
         try:
             with self.store.exclusive():
                 await reconcile(self.store, self.detector, self.executor)
@@ -310,14 +311,16 @@ class SimplifiedHealingEngine:
         plain = replace(issue, metrics={key: value for key, value in issue.metrics.items() if key != "unit"})
         return blamed is None or self.detector.diagnose(plain).metrics.get("unit") == blamed
 
-    async def _rehearse(self, issue: Issue, rungs: tuple[Action, ...], ask: Ask, host: HostState) -> HealingResult:
+    async def _rehearse(self, issue: Issue, rungs: tuple[Action, ...], ask: Ask) -> HealingResult:
         """Say what would be done; nothing is spent and nothing is touched."""
         answers = [(rung, await self.executor.execute(rung, dry_run=True)) for rung in rungs]
         action, first = answers[0]
         if not first.success:
             return self._refused(issue, f"{action.name}: {with_hint(first.error, first.suggestion)}")
         told, would_act = [], False
-        facts = self.facts(host)
+        if self._rehearsed is None or self._rehearsed[0] is not ask:  # nothing is touched: one look serves them all
+            self._rehearsed = ask, self.facts(await self.host_state())
+        facts = self._rehearsed[1]
         for rung, answer in answers:
             told.append(f"{rung.name}: {answer.output or answer.error}")
             if not answer.success:  # not in the catalogue, or with wrong arguments

@@ -303,7 +303,7 @@ class Issue:
         """What is in trouble, whatever the kind of trouble: type and component; a filesystem by its mount point,
         because which one is the fullest, and so called `disk`, changes."""
         mount = self.metrics.get("mount")
-        return f"{self.type.value}/disk:{mount}" if mount else f"{self.type.value}/{self.component}"
+        return f"{self.type}/disk:{mount}" if mount else f"{self.type}/{self.component}"
 
     def fingerprint(self) -> str:
         """What makes two issues the same kind of trouble: subject and kind; no figures, no time."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from .models import ActionFailed
@@ -37,8 +37,30 @@ class Completed:
 
 
 def find(program: str) -> str | None:
-    """The absolute path of a program on the fixed search path, or None."""
-    return shutil.which(program, path=SEARCH_PATH)
+    """The absolute path of a program on the fixed search path, or None.
+
+    Like shutil.which, for fewer system calls.
+    """
+    for folder in SEARCH_PATH.split(":"):
+        path = f"{folder}/{program}"
+        if os.access(path, os.X_OK) and not Path(path).is_dir():
+            return path
+    return None
+
+
+class Finder:
+    """`find`, which remembers where a program was for as long as it is still there: each asking looks."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, str] = {}
+
+    def __call__(self, program: str) -> str | None:
+        path = self._found.get(program)
+        if path is not None and os.access(path, os.X_OK):
+            return path
+        if (path := find(program)) is not None:
+            self._found[program] = path
+        return path
 
 
 async def run(argv: Sequence[str], *, timeout: float, stdin: bytes | None = None) -> Completed:  # noqa: ASYNC109

@@ -127,6 +127,8 @@ def _mode_value(question: Question, facts: Facts) -> str:
 def _silence(question: Question, facts: Facts) -> _No | None:
     if facts.maintenance:
         return _No(f"it is a maintenance window: {facts.maintenance}", "its end")
+    if not facts.silences:
+        return None
     component = question.issue.component
     names = {component, component.partition(":")[0], question.unit, question.request.target}
     for silence in facts.silences:
@@ -289,6 +291,9 @@ _GATES: Final[tuple[_Row, ...]] = (
 )  # fmt: skip
 
 
+_NOT_HASTE: Final = tuple(row for row in _GATES if not row.haste)
+
+
 def gates(question: Question, facts: Facts) -> tuple[Gate, ...]:
     """Every gate with its value: the record's proof that it was asked."""
     found = []
@@ -305,9 +310,7 @@ def gates(question: Question, facts: Facts) -> tuple[Gate, ...]:
 
 def first_refusal(question: Question, facts: Facts) -> Gate | None:
     """The first gate that is shut; the same answer as in `gates`, without putting the open ones into words."""
-    for row in _GATES:
-        if row.haste and not question.request.automatic:
-            continue
+    for row in _GATES if question.request.automatic else _NOT_HASTE:
         no = row.check(question, facts)
         if no is not None:
             return Gate(no.rule or row.rule, False, no.said, no.lifts)

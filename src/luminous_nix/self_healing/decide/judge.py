@@ -121,8 +121,9 @@ def health_score(issues: Iterable[Issue]) -> int:
         if issue.kind == HEALTH or (issue.type is IssueType.SERVICE and issue.component in children):
             continue  # the sum of the others, or told by its cause
         key = issue.fingerprint()
-        worst[key] = max(worst.get(key, Severity.LOW), issue.severity)
-    return max(0, 100 - sum(_POINTS[grade] for grade in worst.values()))
+        if issue.severity > worst.get(key, 0):
+            worst[key] = issue.severity
+    return max(0, 100 - sum([_POINTS[grade] for grade in worst.values()]))
 
 
 def measure(snapshot: Snapshot, issue: Issue) -> float | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 MINUTE_S: Final = 60.0
@@ -79,9 +79,10 @@ class Limits:
         Window("1 rerun of a job in 24 hours", 1, DAY_S, "rerun_timer", "target"),
     )
 
-    @property
-    def windows(self) -> tuple[Window, ...]:
-        return (Window("hourly limit", self.heals_per_hour, HOUR_S), *self.others)
+    windows: tuple[Window, ...] = field(init=False, repr=False, compare=False)  # all of them
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "windows", (Window("hourly limit", self.heals_per_hour, HOUR_S), *self.others))
 
     @property
     def memory_s(self) -> float:
@@ -135,9 +136,9 @@ def windows(acts: Sequence[Act], limits: Limits, request: Request, now: float) -
 
 def _windows(acts: Sequence[Act], limits: Limits, request: Request, now: float) -> Iterable[Denial]:
     for window in limits.windows:
-        if window.action not in {"", request.action}:
+        if window.action and window.action != request.action:
             continue
-        times = _inside(acts, window, request, now)
+        times = _inside(acts, window, request, now) if acts else []
         if len(times) >= window.count:
             lifts = times[-window.count] + window.seconds - now if window.count else float("inf")
             yield Denial(window.name, f"{len(times)} in the last {_span(window.seconds)}, at most "
@@ -220,6 +221,8 @@ def breaker(
     again and again, trips it too. `reset` is when a person reset it last; `present` whether the cause is there
     now.
     """
+    if not acts:
+        return None
     opened: list[float] = []
     misses, open_at = 0, float("-inf")
     for good, harm, ended in _outcomes(acts, limits, cause, now if present else float("inf"), reset):

@@ -120,7 +120,9 @@ class Policy:
             if rule.covers(spec, unit):
                 mode, why = rule.mode, f"rule {number} of the policy"
                 break
-        return (mode, why) if _ORDER[mode] <= _ORDER[self.mode] else (self.mode, "the policy's mode")
+        if self.mode is Mode.AUTO or _ORDER[mode] <= _ORDER[self.mode]:
+            return mode, why
+        return self.mode, "the policy's mode"
 
     def maintained(self, day: int, at: int) -> str:
         """The maintenance window of now, or empty. By nature it follows the wall clock; it only forbids."""

@@ -103,13 +103,15 @@ class SimpleResolver:
 
     @staticmethod
     def _rungs(issue: Issue) -> tuple[_Rung, ...]:
-        key = (issue.type, component_class(issue))
-        return LADDERS.get((*key, issue.kind), LADDERS.get((*key, ""), ()))
+        what, name = issue.type, component_class(issue)
+        found = LADDERS.get((what, name, issue.kind))
+        return LADDERS.get((what, name, ""), ()) if found is None else found
 
 
 def _arguments(rung: _Rung, issue: Issue) -> dict[str, Any]:
-    values = {
-        name: issue.component if source == _COMPONENT else issue.metrics.get(source)
-        for name, source in rung[1].items()
-    }
-    return {name: value for name, value in values.items() if value is not None}
+    values: dict[str, Any] = {}
+    for name, source in rung[1].items():
+        value = issue.component if source == _COMPONENT else issue.metrics.get(source)
+        if value is not None:
+            values[name] = value
+    return values

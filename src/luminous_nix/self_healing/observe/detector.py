@@ -24,7 +24,7 @@ from ..models import (
     UnitState,
     nearest,
 )
-from .diagnosis import memory_culprit
+from .diagnosis import Cgroups, memory_culprit
 from .procfs import CpuSensor, DiskSensor, LoadSensor, MemorySensor, PressureSensor
 from .systemd import SystemdSensor
 
@@ -71,6 +71,7 @@ class SimpleDetector:
         units: Units | None = None,
     ) -> None:
         self._roots = roots = roots or Roots()
+        self._cgroups = Cgroups(roots)
         self._cpus = cpus or cpu_count(roots)
         self._thresholds = Thresholds(thresholds, cpus=self._cpus)
         self._clock_ns = clock_ns
@@ -132,7 +133,7 @@ class SimpleDetector:
         """The issue with its cause where one stands out: of memory the service that holds most of it."""
         if issue.component not in {"memory", "swap"} or "unit" in issue.metrics:
             return issue
-        culprit = memory_culprit(self._roots, memory_total(self._roots))
+        culprit = memory_culprit(self._roots, root=self._cgroups.root())
         if culprit is None:
             return issue
         evidence = {"unit": culprit.unit, "unit_bytes": culprit.size, "running": True}
@@ -202,16 +203,6 @@ def cpu_count(roots: Roots) -> int:
     except (OSError, ValueError) as error:
         log.debug("the CPUs could not be counted: %s", _problem(error))
         return 1
-
-
-def memory_total(roots: Roots) -> int:
-    """MemTotal in bytes; so large that nothing has a share of it when it cannot be read."""
-    try:
-        first = (roots.proc / "meminfo").read_text("ascii").partition("\n")[0].split()
-        return int(first[1]) << 10
-    except (OSError, ValueError, IndexError) as error:
-        log.debug("MemTotal could not be read: %s", error)
-        return 1 << 80
 
 
 def _problem(error: Exception) -> str:

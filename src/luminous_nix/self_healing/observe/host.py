@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any, Final
 
@@ -40,11 +41,11 @@ def switch_in_progress(roots: Roots) -> bool:
 
     Raises ObservationError.
     """
-    lock = roots.run / "nixos/switch-to-configuration.lock"
     try:
-        if not lock.exists():
+        try:
+            inode = os.stat(f"{roots.run}/nixos/switch-to-configuration.lock").st_ino  # noqa: PTH116  asked often
+        except (FileNotFoundError, NotADirectoryError):  # not NixOS, or it never switched since it came up
             return False
-        inode = lock.stat().st_ino
         lines = (roots.proc / "locks").read_text().splitlines()
         return any(line.split()[5].endswith(f":{inode}") for line in lines)
     except (OSError, IndexError) as error:

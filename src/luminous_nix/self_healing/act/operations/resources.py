@@ -10,12 +10,11 @@ from typing import Any, Final
 from ...bus import BusRefused, BusUnavailable
 from ...decide.actions import protected
 from ...models import ActionRefused, Roots
-from ...observe.diagnosis import cgroup_root
 from ...observe.procfs import ProcessStat, parse_process
 from ...observe.systemd import read_unit
 from ..steps import EndProcess, Knob, Plan, Step, WriteFile
 from .knobs import read_knob, set_knob
-from .world import MIB, World, read
+from .world import MIB, World, names, read
 
 _KNOB_OWNERS: Final = (
     "tlp.service",
@@ -29,11 +28,11 @@ _OWN_POLICY: Final = frozenset({"intel_pstate", "amd-pstate-epp"})  # their "pow
 _YOUNG_S: Final = 60.0
 
 
-def _reclaimable(root: Path, *, rooted: bool) -> Iterator[tuple[int, Path]]:
-    """(bytes of file cache not in use, memory.reclaim) of the services below system.slice."""
-    for directory in (root / "system.slice").glob("*.service"):
-        knob, stat = directory / "memory.reclaim", directory / "memory.stat"
-        if protected(directory.name) or not (knob.exists() if rooted else os.access(knob, os.W_OK)):
+def _reclaimable(services: Path, found: list[str], *, rooted: bool) -> Iterator[tuple[int, Path]]:
+    """(bytes of file cache not in use, memory.reclaim) of the services found below system.slice."""
+    for name in found:
+        knob, stat = services / name / "memory.reclaim", services / name / "memory.stat"
+        if protected(name) or not (knob.exists() if rooted else os.access(knob, os.W_OK)):
             continue
         try:
             fields = dict(line.split() for line in stat.read_text().splitlines())
@@ -46,10 +45,12 @@ def _reclaimable(root: Path, *, rooted: bool) -> Iterator[tuple[int, Path]]:
 
 async def clear_system_cache(world: World, arguments: Mapping[str, Any]) -> Plan:
     """memory.reclaim of background services where the kernel has it; dropping all caches only on a word."""
-    root = cgroup_root(world.roots)
+    root = world.cgroups.root()
+    services = root / "system.slice" if root else None
+    here = [name for name in names(services) if name.endswith(".service")] if services else []
     budget = arguments.get("bytes", 1 << 40)
     steps: list[Step] = []
-    found = sorted(_reclaimable(root, rooted=world.rooted), reverse=True)[:16] if root else []
+    found = sorted(_reclaimable(services, here, rooted=world.rooted), reverse=True)[:16] if services else []
     for size, knob in found:
         amount = min(size, budget)
         if amount >= MIB:
@@ -64,7 +65,7 @@ async def clear_system_cache(world: World, arguments: Mapping[str, Any]) -> Plan
             ("nothing to reclaim by cgroup; dropping the page cache was asked for",),
             (WriteFile(knob, "1", power="dropcaches"),),
         )
-    if root and any((root / "system.slice").glob("*.service/memory.reclaim")):
+    if services and any((services / name / "memory.reclaim").exists() for name in here):
         raise ActionRefused("no background service holds idle file cache that may be reclaimed",
                             "as root there may be more to reclaim")  # fmt: skip
     raise ActionRefused(
@@ -84,7 +85,8 @@ async def adjust_swappiness(world: World, arguments: Mapping[str, Any]) -> Plan:
 
 async def set_cpu_governor(world: World, arguments: Mapping[str, Any]) -> Plan:
     """Raise the governors that hold the CPU down; never lower one, never against another tool."""
-    policies = sorted((world.roots.sys / "devices/system/cpu/cpufreq").glob("policy*"))
+    cpufreq = world.roots.sys / "devices/system/cpu/cpufreq"
+    policies = sorted(cpufreq / name for name in names(cpufreq) if name.startswith("policy"))
     if not policies:
         raise ActionRefused(
             "this host has no CPU frequency control (no cpufreq policy)", "a virtual machine has none"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from ...models import ActionRefused
 from ...observe.procfs import Mount, parse_mountinfo
 from ..steps import Plan, RunProgram
-from .world import MIB, World, no_switch, read
+from .world import MIB, World, names, no_switch, read
 
 _ROOMY: Final = 0.80
 
@@ -19,7 +19,7 @@ def _same_filesystem(world: World, arguments: Mapping[str, Any], place: Path, wh
     """By st_dev, or where that differs by the mount table: the subvolumes of one btrfs have devices of their own."""
     wanted = arguments.get("filesystem")
     try:
-        if wanted is None or Path(wanted).stat().st_dev == place.stat().st_dev:
+        if wanted is None or os.stat(wanted).st_dev == os.stat(place).st_dev:  # noqa: PTH116  asked often
             return
     except OSError as error:
         raise ActionRefused(f"{error.filename} cannot be looked at: {error.strerror}") from error
@@ -99,7 +99,7 @@ async def vacuum_journal(world: World, arguments: Mapping[str, Any]) -> Plan:
     if not place.is_dir() or (tool := world.finder("journalctl")) is None:
         raise ActionRefused("there is no journal on disk")
     _same_filesystem(world, arguments, place, "the journal")
-    size = sum(file.stat().st_blocks * 512 for file in place.glob("*/*.journal"))
+    size = sum(file.stat().st_blocks * 512 for file in _journals(place))
     keep = arguments.get("keep_bytes") or max(64 * MIB, size // 2, size - _bytes_above(place, 0.80))
     if size <= keep:
         raise ActionRefused(f"the journal takes only {size // MIB} MiB; at least {keep // MIB} MiB of it are kept")
@@ -107,6 +107,11 @@ async def vacuum_journal(world: World, arguments: Mapping[str, Any]) -> Plan:
         (f"the journal takes {size // MIB} MiB; its newest {keep // MIB} MiB stay",),
         (RunProgram((tool, "--rotate", f"--vacuum-size={keep}"), 60.0, power=f"journal@{keep}"),),
     )
+
+
+def _journals(place: Path) -> Iterator[Path]:
+    for machine in names(place):
+        yield from (place / machine / name for name in names(place / machine) if name.endswith(".journal"))
 
 
 async def clean_disk(world: World, arguments: Mapping[str, Any]) -> Plan:
