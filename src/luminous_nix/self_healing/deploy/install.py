@@ -100,8 +100,9 @@ def uninstall(root: Path | None, *, dry_run: bool) -> Done:
     live = root is None and bool(known)
     before = [["systemctl", "disable", "--now", *_IDLE, *_RUNNING]] if live else []
     after = [["systemctl", "daemon-reload"]] if live else []
+    complaints: list[str] = []
     if not dry_run and known:
-        asyncio.run(_run(before))
+        complaints = asyncio.run(_run(before, strict=False))  # a unit that is gone already cannot be stopped
         for path in changes.remove:
             tree.remove(path)
         tree.remove(MANIFEST)
@@ -109,12 +110,13 @@ def uninstall(root: Path | None, *, dry_run: bool) -> Done:
         asyncio.run(_run(after))
     would = "would be " if dry_run else ""
     lines = [("", f"{would}run       {' '.join(step)}") for step in before]
+    lines += [("yellow", complaint) for complaint in complaints]
     lines += [("", f"{would}removed   {path}") for path in changes.remove]
     lines += [("", f"{would}run       {' '.join(step)}") for step in after]
     lines += [("yellow", f"stays     {path} (changed since it was installed)") for path in changes.edited]
     lines += [("", f"stays     {what}") for what in STAYS] if known else [("", "nothing is installed here")]
     data = {"dry_run": dry_run, "removed": list(changes.remove), "edited": list(changes.edited), "stays": list(STAYS)}
-    return Done({**data, "steps": [*before, *after]}, lines)
+    return Done({**data, "steps": [*before, *after], "complaints": complaints}, lines)
 
 
 def allowed_units(tree: Tree, *, strict: bool) -> tuple[str, ...]:
@@ -242,14 +244,16 @@ def _live_install(site: Site, *, now: bool, changed: bool) -> list[list[str]]:
     return steps
 
 
-async def _run(steps: Iterable[list[str]]) -> None:
+async def _run(steps: Iterable[list[str]], *, strict: bool = True) -> list[str]:
+    """What went wrong; when `strict` that is raised."""
+    complaints = []
     for step in steps:
         done = await process.run(step, timeout=_PATIENCE_S)
         if done.returncode:
-            raise HealingError(
-                f"`{' '.join(step)}` ended with {done.returncode}: {done.last_words}",
-                "the files are in place; the same command goes on from here",
-            )
+            complaints.append(f"`{' '.join(step)}` ended with {done.returncode}: {done.last_words}")
+            if strict:
+                raise HealingError(complaints[0], "the files are in place; the same command goes on from here")
+    return complaints
 
 
 def _installed(
