@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from importlib.util import find_spec
 
 import pytest
 
@@ -144,7 +143,6 @@ def test_polkit_knows_the_actions(installed: Container) -> None:
     assert "implicit active:   auth_admin" in told
 
 
-@pytest.mark.skipif(find_spec("luminous_nix.self_healing.privileged.keys") is None, reason="nobody makes keys yet")
 def test_the_engine_works_behind_its_walls(installed: Container) -> None:
     """Keys are made for it, it says that it is ready, and a member of its group may ask it."""
     told(installed, "install", "--now")

@@ -228,7 +228,7 @@ def test_modes_do_not_follow_the_umask(root: Path) -> None:
 
 
 def test_the_allow_list_reaches_the_rule(root: Path) -> None:
-    configure(root, 'allowed_units = ["nginx", "redis.service", "nginx.service"]\n')
+    configure(root, 'allowed_units = ["nginx.service", "redis.service", "nginx.service"]\n')
     assert put(root)["allowed_units"] == ["nginx.service", "redis.service"]
     written = (root / "etc/polkit-1/rules.d/10-luminous-healing.rules").read_text()
     assert '"redis.service"' in written
@@ -246,7 +246,8 @@ def test_a_later_file_of_the_configuration_decides(root: Path) -> None:
 
 @pytest.mark.parametrize("text", [
     'allowed_units = ["ssh.service"]', 'allowed_units = ["luminous-healing-executor.service"]',
-    'allowed_units = ["*"]', 'allowed_units = ["nginx.service\\n"]', 'allowed_units = "nginx.service"',
+    'allowed_units = ["*"]',
+    'allowed_units = ["nginx"]', 'allowed_units = ["nginx.service\\n"]', 'allowed_units = "nginx.service"',
     "allowed_units = [1]", 'allowed_units = ["getty@.service"]', "allowed_units = [", 'allowed_units = [""]',
 ])  # fmt: skip
 def test_a_wrong_allow_list_writes_nothing(root: Path, text: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .. import __version__, process
+from ..config import load
 from ..decide.actions import protected, valid_unit
 from ..models import ActionRefused, ConfigError, HealingError
 from .host import check_code, check_host, code_directories, places
@@ -136,10 +137,11 @@ def allowed_units(tree: Tree, *, strict: bool) -> tuple[str, ...]:
             raise ConfigError([f"{path}: not TOML: {error}"]) from error
         if not isinstance(names, list):
             raise ConfigError([f"{path}: allowed_units: must be a list of unit names"], 'such as ["nginx.service"]')
-    problems = [problem for name in names if (problem := _wrong(name))]
-    if problems:
+    if problems := [problem for name in names if (problem := _wrong(name))]:
         raise ConfigError(problems, "an allowed unit is one unit by its full name, and none that is protected")
-    return tuple(dict.fromkeys(map(valid_unit, names)))
+    if strict:
+        load(None, {})  # with a mistake anywhere in it the helper would refuse everything
+    return tuple(dict.fromkeys(names))
 
 
 def _wrong(name: Any) -> str:
@@ -147,6 +149,8 @@ def _wrong(name: Any) -> str:
         unit = valid_unit(name)
     except ValueError as error:
         return f"allowed_units: {name!r:.120} is not {error}"
+    if unit != name:
+        return f"allowed_units: {name!r:.120} is no full name: {unit}"
     return f"allowed_units: {unit} is protected: nothing may touch it" if protected(unit) else ""
 
 

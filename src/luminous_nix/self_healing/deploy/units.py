@@ -336,6 +336,7 @@ def _act(site: Site, power: Power) -> str:
     unit: Directives = {
         "Description": f"One act: {power.does}" + (" (%i)" if instance else ""),
         "StartLimitIntervalSec": "0",  # the helper limits how often; systemd would only forget why
+        "CollectMode": "inactive",  # how a failed act ended is read afterwards: it is not forgotten by itself
     }
     return _unit(unit, Service=command | walls | own)
 
