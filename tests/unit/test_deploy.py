@@ -72,7 +72,7 @@ def test_an_act_unit_has_one_power(power: Power) -> None:
         assert f"-{door}" in hidden
     assert ("-/nix/var/nix/daemon-socket" in hidden) is not power.daemon
     assert ("DynamicUser" in unit) is power.daemon
-    assert unit.get("User") == (None if power.daemon else ["root"])
+    assert unit["User"] == ["luminous-healing-nix" if power.daemon else "root"]
 
 
 def test_the_daemon_is_named_where_it_is_asked() -> None:
@@ -170,7 +170,7 @@ def test_the_actions_ask_and_never_grant() -> None:
 
 def test_users_and_directories() -> None:
     users, directories = (file.text for file in fragments(Site()).values())
-    assert users.count("\nu ") == 2
+    assert users.count("\nu ") == 3
     assert "d /etc/luminous-healing/plugins 0755 root root -" in directories
 
 

@@ -22,13 +22,13 @@ from ..models import ActionRefused, ConfigError, HealingError
 from .host import check_code, check_host, code_directories, places
 from .polkit import polkit_files
 from .tree import Tree
-from .units import ENGINE, EXECUTOR, KEYS, File, Site, fragments, unit_files
+from .units import ENGINE, EXECUTOR, KEYS, NIX_USER, File, Site, fragments, unit_files
 
 CONFIG: Final = "/etc/luminous-healing/config.toml"
 MANIFEST: Final = "/var/lib/luminous-healing-install/manifest.json"
 STAYS: Final = (
     f"/etc/{ENGINE} (configuration)", f"/var/lib/{ENGINE} and /var/lib/{EXECUTOR} (what was done)",
-    f"{KEYS} (keys)", f"the users {ENGINE} and {EXECUTOR}",
+    f"{KEYS} (keys)", f"the users {ENGINE}, {EXECUTOR}, {NIX_USER}",
 )  # fmt: skip
 _OURS: Final = (ENGINE, f"10-{ENGINE}", "org.luminous.healing")  # how each name of ours begins
 _IDLE: Final = (f"{EXECUTOR}.socket", f"{ENGINE}-rotate.timer")  # started at once: they only wait

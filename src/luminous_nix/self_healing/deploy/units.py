@@ -15,6 +15,7 @@ from ..privileged.ways import POWERS, PREFIX, Power
 
 ENGINE: Final = "luminous-healing"
 EXECUTOR: Final = "luminous-healing-executor"
+NIX_USER: Final = "luminous-healing-nix"
 KEYS: Final = "/var/lib/luminous-healing-keys"
 _SOCKET: Final = f"/run/{EXECUTOR}.sock"
 _KEYS_UNIT: Final = f"{ENGINE}-keys.service"
@@ -177,9 +178,10 @@ _ACT: Final[Directives] = {
     "InaccessiblePaths": _absent(*_DOORS, _NIX_DAEMON),
 }
 
-# A user that exists only while it runs: the Nix daemon serves anybody, and refuses everybody what is live.
+# The Nix daemon serves anybody, and refuses everybody what is live. The user is a fixed one where sysusers made it:
+# nix looks its user up, which a dynamic one survives only where libnss-systemd is installed.
 _DAEMON: Final[Directives] = {
-    "User": None,
+    "User": NIX_USER,
     "DynamicUser": "yes",
     "RestrictAddressFamilies": "AF_UNIX",
     "InaccessiblePaths": _absent(*_DOORS),
@@ -248,6 +250,7 @@ _HEAD: Final = "# Made by luminous-healing install: changes go into a drop-in, o
 _USERS: Final = f"""\
 u {ENGINE} - "Luminous healing, the engine" / -
 u {EXECUTOR} - "Luminous healing, the helper" / -
+u {NIX_USER} - "Luminous healing, what asks the Nix daemon" / -
 """
 _DIRECTORIES: Final = f"""\
 d /etc/{ENGINE} 0755 root root -
