@@ -76,7 +76,7 @@ ALLOWED = {
     "restart": ("RestartUnit", "ss", "demo.service", "replace"),
     "reset-failed": ("ResetFailedUnit", "s", "demo.service"),
     "set-property": ("SetUnitProperties", "sba(sv)", "demo.service", "true", "1", "CPUWeight", "t", "50"),
-    "act unit": ("StartUnit", "ss", "luminous-healing-act-swappiness@60.service", "replace"),
+    "act unit": ("StartUnit", "ss", "luminous-healing-act-tmpfiles.service", "replace"),
     "act unit of the allowed unit": ("StartUnit", "ss", "luminous-healing-act-thaw@demo.service.service", "replace"),
 }
 DENIED = {
@@ -156,6 +156,95 @@ def test_the_engine_works_behind_its_walls(installed: Container) -> None:
         assert unit_property(installed, "luminous-healing.service", "NRestarts") == "0"
     finally:
         installed.run("systemctl", "disable", "--now", "luminous-healing.service", check=False)
+
+
+# Each with real programs, behind its walls.
+ACTS = ("journal@1048576", "tmpfiles", "gc@1048576", "optimise", "freeze@demo.service", "thaw@demo.service")
+PROFILES = "/nix/var/nix/profiles"
+
+
+@pytest.fixture(scope="module")
+def nix(installed: Container) -> Container:
+    installed.run("systemd-run", "--unit=nixd", "nix-daemon")
+    socket = "/nix/var/nix/daemon-socket/socket"
+    wait_for(lambda: installed.run("test", "-S", socket, check=False).returncode == 0, what="the Nix daemon")
+    installed.write("/tmp/thing", "thing\n")
+    path = installed.run("nix-store", "--add", "/tmp/thing").stdout.strip()
+    installed.run("mkdir", "-p", PROFILES)
+    for number in (1, 2):
+        installed.run("ln", "-sfn", path, f"{PROFILES}/system-{number}-link")
+    installed.run("ln", "-sfn", "system-2-link", f"{PROFILES}/system")
+    return installed
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_an_act_unit_can_do_its_one_thing(nix: Container, act: str) -> None:
+    unit = f"luminous-healing-act-{act}.service"
+    done = nix.run("systemctl", "start", unit, check=False, timeout=120)
+    assert done.returncode == 0, nix.run("journalctl", "-u", unit, "-n", "20", "-o", "cat").stdout
+
+
+def within(guest: Container, act: str, command: str) -> str:
+    """What a command says that runs in place of the act, behind the act's walls."""
+    template = f"luminous-healing-act-{act.partition('@')[0]}{'@' if '@' in act else ''}.service"
+    place = f"/run/systemd/system/{template}.d"
+    unit = f"luminous-healing-act-{act}.service"
+    try:
+        guest.write("/usr/local/bin/probe", f"#!/usr/bin/python3 -I\n{command}\n", 0o755)
+        guest.write(f"{place}/probe.conf", "[Service]\nExecStart=\nExecStart=/usr/local/bin/probe\n")
+        guest.run("systemctl", "daemon-reload")
+        done = guest.run("systemctl", "start", unit, check=False, timeout=120)
+        guest.run("journalctl", "--sync", check=False)
+        said = guest.run("journalctl", "-u", unit, "-o", "cat").stdout
+        assert done.returncode == 0, said
+        return said
+    finally:
+        guest.run("rm", "-rf", place)
+        guest.run("systemctl", "daemon-reload")
+
+
+def test_nix_can_delete_a_generation_there(nix: Container) -> None:
+    argv = ["nix-env", "--profile", f"{PROFILES}/system", "--delete-generations", "1"]
+    within(
+        nix, "generations@1", f"import subprocess; subprocess.run({argv!r}, check=True, env={{'PATH': '/usr/bin'}})"
+    )
+    assert "system-1-link" not in nix.run("ls", PROFILES).stdout
+
+
+PROBE = """
+import os, socket
+def tried(what, deed):
+    try:
+        deed()
+    except OSError as error:
+        print(what, "refused", error.errno)
+    else:
+        print(what, "POSSIBLE")
+def connect(path):
+    socket.socket(socket.AF_UNIX).connect(path)
+tried("keys", lambda: open("/var/lib/luminous-healing-keys/keys").read())
+tried("shadow", lambda: open("/etc/shadow", "a"))
+tried("unit", lambda: open("/etc/systemd/system/x.service", "w"))
+tried("swap", lambda: open("/proc/sys/vm/overcommit_memory", "w"))
+tried("core", lambda: open("/proc/sys/kernel/core_pattern", "w"))
+tried("cgroup", lambda: open("/sys/fs/cgroup/cgroup.procs", "w"))
+tried("bus", lambda: connect("/run/dbus/system_bus_socket"))
+tried("manager", lambda: connect("/run/systemd/private"))
+tried("helper", lambda: connect("/run/luminous-healing-executor.sock"))
+tried("engine", lambda: connect("/run/luminous-healing/control.sock"))
+tried("network", lambda: socket.socket(socket.AF_INET))
+tried("chown", lambda: os.chown("/tmp", 1, 1))
+tried("chroot", lambda: os.chroot("/"))
+tried("user", lambda: os.setuid(1))
+tried("open file of another", lambda: open("/proc/1/environ").read())
+"""
+
+
+@pytest.mark.parametrize("act", ["dropcaches", "freeze@demo.service", "tmpfiles", "journal@1048576", "gc@1048576"])
+def test_behind_its_walls_it_can_do_nothing_else(nix: Container, act: str) -> None:
+    said = within(nix, act, PROBE)
+    assert said.count("refused") == 15, said
+    assert "POSSIBLE" not in said
 
 
 def test_where_polkit_is_missing_nothing_is_written(installed: Container) -> None:

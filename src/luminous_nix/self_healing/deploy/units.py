@@ -212,6 +212,9 @@ _SLICE: Final = _absent("/sys/fs/cgroup/system.slice", "/sys/fs/cgroup/unified/s
 # What one power needs besides.
 _PARTICULAR: Final[Mapping[str, Directives]] = {
     "tmpfiles": {"PrivateTmp": None},  # the host's own is what it cleans
+    # nix-env gives up where its user's home or the daemon's socket may not be looked at. An empty home will do, and
+    # without any address family the socket cannot be asked for anything.
+    "generations": {"ProtectHome": "tmpfs", "InaccessiblePaths": _absent(*_DOORS)},
     "reclaim": {"ReadWritePaths": _SLICE},
     "freeze": {"ReadWritePaths": _SLICE},
     "thaw": {"ReadWritePaths": _SLICE},
