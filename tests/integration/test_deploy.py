@@ -72,6 +72,11 @@ def test_the_socket_waits_and_the_engine_was_not_started(installed: Container) -
     assert status == "luminous-healing 600"
 
 
+def refused(done: Result) -> bool:
+    """By systemd or by polkit, and not for another reason."""
+    return "denied" in done.stderr.lower() or "authentication" in done.stderr.lower()
+
+
 ALLOWED = {
     "restart": ("RestartUnit", "ss", "demo.service", "replace"),
     "reset-failed": ("ResetFailedUnit", "s", "demo.service"),
@@ -118,13 +123,15 @@ def test_the_helper_may_not(installed: Container, what: str) -> None:
     method, signature, *arguments = DENIED[what]
     done = asks(installed, method, signature, *arguments)
     assert done.returncode != 0
-    assert "denied" in done.stderr.lower() or "authentication" in done.stderr.lower(), done.stderr
+    assert refused(done), done.stderr
 
 
-@pytest.mark.parametrize("user", ["luminous-healing", "nobody", "tester"])
+@pytest.mark.parametrize("user", ["luminous-healing", "daemon", "tester"])
 def test_nobody_else_may_what_the_helper_may(installed: Container, user: str) -> None:
     for method, signature, *arguments in ALLOWED.values():
-        assert asks(installed, method, signature, *arguments, user=user).returncode != 0
+        done = asks(installed, method, signature, *arguments, user=user)
+        assert done.returncode != 0
+        assert refused(done), done.stderr
 
 
 def test_the_allow_list_follows_the_configuration(installed: Container) -> None:
@@ -141,6 +148,29 @@ def test_the_allow_list_follows_the_configuration(installed: Container) -> None:
 def test_polkit_knows_the_actions(installed: Container) -> None:
     told = installed.run("pkaction", "--verbose", "--action-id", "org.luminous.healing.kill").stdout
     assert "implicit active:   auth_admin" in told
+
+
+def test_the_helper_may_ask_about_a_person_and_others_may_not(installed: Container) -> None:
+    """With details, which polkit takes only from an action's owner. Nobody is there to answer."""
+    installed.run("systemd-run", "--unit=person", "--uid=tester", "sleep", "infinity")
+    person = unit_property(installed, "person", "MainPID")
+    argv = [
+        "pkcheck",
+        "--action-id",
+        "org.luminous.healing.restart",
+        "--process",
+        person,
+        "--detail",
+        "operation",
+        "x",
+    ]
+    try:
+        asked = installed.run(*argv, user=HELPER, check=False)
+        assert asked.returncode in {1, 2}, asked.stderr  # not authorized, or a challenge; not an error
+        assert "Error checking" not in asked.stderr
+        assert "Error checking" in installed.run(*argv, user="daemon", check=False).stderr
+    finally:
+        installed.run("systemctl", "stop", "person")
 
 
 def test_the_engine_works_behind_its_walls(installed: Container) -> None:

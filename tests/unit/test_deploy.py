@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -393,6 +394,20 @@ def test_a_manifest_that_is_not_ours(root: Path, text: str) -> None:
 def test_a_root_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(HealingError, match="no directory"):
         put(tmp_path / "absent")
+
+
+def test_nothing_starts_below_a_root(root: Path) -> None:
+    with pytest.raises(HealingError, match="--now"):
+        install(root, dry_run=False, now=True)
+    assert list(root.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_file_that_somebody_else_owns_is_written_anew(root: Path) -> None:
+    put(root)
+    os.chown(root / UNIT, 1000, 1000)
+    assert put(root)["written"] == [f"/{UNIT}"]
+    assert (root / UNIT).stat().st_uid == 0
 
 
 def test_the_tree_stays_below_its_root(root: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -65,6 +66,10 @@ def install(root: Path | None, *, dry_run: bool, now: bool) -> Done:
     """Without `root` on this host, which is then told; with `now` the engine starts, too."""
     tree = Tree(root or Path("/"))
     _directory(root)
+    if root is not None and now:
+        raise HealingError(
+            "--now starts the engine of this host, and --root tells no running system", "leave one out"
+        )
     if root is None:
         check_host()
     found = places(isolated=root is None)
@@ -206,7 +211,8 @@ def _kind(tree: Tree, path: str, wanted: File | None, ours: list[str]) -> str:
         return "write" if wanted else ""
     data, status = found
     if wanted and data == wanted.text.encode():
-        return "same" if status.st_mode & 0o7777 == wanted.mode else "write"
+        kept = status.st_mode & 0o7777 == wanted.mode and status.st_uid == os.geteuid()
+        return "same" if kept else "write"
     if _digest(data) not in ours:
         return "edited"
     return "write" if wanted else "remove"
