@@ -314,8 +314,15 @@ class Helper:
             raise ActionRefused("who asks cannot be told") from None
         finally:
             os.close(handle)
-        if not any(line.endswith("/" + self._engine_unit) for line in paths.splitlines()):
+        if not any(_within(line, self._engine_unit) for line in paths.splitlines()):
             raise ActionRefused("the asking process is not of the engine's unit")
+
+
+def _within(line: str, unit: str) -> bool:
+    """Whether a line of /proc/PID/cgroup names the system's own unit: with slices above it and nothing else. Below a
+    service or a session others make groups, and name them as they like."""
+    *above, name = line.split(":", 2)[-1].split("/")[1:] or [""]
+    return name == unit and bool(above) and all(part.endswith(".slice") for part in above)
 
 
 def _pidfd(connection: socket.socket, pid: int) -> int:
