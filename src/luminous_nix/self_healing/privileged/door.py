@@ -134,6 +134,7 @@ class Helper:
         self._seen = _Seen(clock_ns())
         self._refusals = _Refusals(note, boot_clock, counts=broker.counts)
         self._open: dict[int, _Connection] = {}
+        self._works: set[asyncio.Task[None]] = set()
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._over = asyncio.Event()
         self._asked_at = boot_clock()
@@ -152,7 +153,7 @@ class Helper:
             for connection in list(self._open.values()):
                 if connection.work is None:
                     self._end(connection)
-            await asyncio.gather(*(one.work for one in self._open.values() if one.work), return_exceptions=True)
+            await asyncio.gather(*self._works, return_exceptions=True)  # also what was let go of: it has a line to write
             for connection in list(self._open.values()):
                 self._end(connection)
             os.close(self._spare)
@@ -269,6 +270,8 @@ class Helper:
             return
         work = self._work(connection, request, key)
         connection.work = asyncio.get_running_loop().create_task(work, name=f"{request.op} {request.nonce}")
+        self._works.add(connection.work)
+        connection.work.add_done_callback(self._works.discard)
 
     async def _work(self, connection: _Connection, request: Request, key: Key) -> None:
         try:
