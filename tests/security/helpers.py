@@ -61,16 +61,21 @@ class Scene:
         host.write(host.roots.proc / "sys/vm/swappiness", "60\n")
         self.host, self.rules, self.runner = host, rules, runner or Dry()
         self.boot = boot or boot_id()
-        self.register = Register(
-            path, clock=clock or (lambda: boot_ns() / 1e9), boot_id=self.boot, audit_key=AUDIT_KEY
-        )
-        handler = NixOSPermissionHandler(
+        self._clock = clock or (lambda: boot_ns() / 1e9)
+        self._confirmed, self._switch, self._limits = confirmed, switch, limits
+        self._handler = NixOSPermissionHandler(
             ExecutionMode.DEVELOPMENT, bus=bus or no_bus(), roots=host.roots, runner=self.runner, environment={},
             switch=switch, rooted=True,
         )  # fmt: skip
+        self.again(path)
+
+    def again(self, path: Path | None) -> None:
+        """As after a start of the helper: only what is on disk is known."""
+        self.register = Register(path, clock=self._clock, boot_id=self.boot, audit_key=AUDIT_KEY)
         self.broker = Broker(
-            self.register, handler, rules=lambda: self.rules, confirmed=confirmed, switch=switch, limits=limits
-        )
+            self.register, self._handler, rules=lambda: self.rules, confirmed=self._confirmed, switch=self._switch,
+            limits=self._limits,
+        )  # fmt: skip
 
 
 @contextlib.asynccontextmanager

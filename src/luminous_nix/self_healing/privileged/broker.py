@@ -212,14 +212,15 @@ class Broker:
     async def _grant(self, request: Request, caller: Caller) -> Answer:
         """Root's word counts as it is. For anybody else polkit asks the person, who sees what it is about."""
         op, args, subject = request.args["op"], request.args["args"], request.args.get("subject")
-        if not taken(op, args):
+        if not taken(op, args) or request.dry_run:  # a word is given, or it is not
             raise Denied(Code.ARGUMENTS)
         if not caller.person:
             if subject is None:
                 raise ActionRefused("whose word this is was not said", "root may give it directly")
             await self._confirmed(subject, Action(op, dict(args)))
         entry = {**self._entry(request, caller, op), "subject": subject or "root"}
-        self._register.grant(frozen(op, args), _GRANT_S, caller.uid, {"event": "grant", **entry})
+        self._register.grant(frozen(op, args), _GRANT_S, uid=caller.uid, nonce=request.nonce, ns=request.ts_boot_ns,
+                             entry={"event": "grant", **entry})  # fmt: skip
         return Code.DONE, {"lifts_in_s": int(_GRANT_S)}
 
     def _entry(self, request: Request, caller: Caller, target: str) -> dict[str, Any]:

@@ -63,8 +63,8 @@ class HelperClient:
         for _ in range(_TRIES):
             request, frame = self._frame(op, arguments, key, dry_run=dry_run, reason=reason)
             reply = await self._sent(frame, request.nonce, key, within)
-            # A helper that has just started cannot tell a first status from a repeated one.
-            if not (reply.code is Code.STALE and op == STATUS):
+            # A helper that has just started cannot tell a first look from a repeated one.
+            if not (reply.code is Code.STALE and (op == STATUS or dry_run)):
                 break
         if reply is None:
             raise HelperUnavailable("no answer")

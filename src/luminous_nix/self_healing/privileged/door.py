@@ -153,7 +153,9 @@ class Helper:
             for connection in list(self._open.values()):
                 if connection.work is None:
                     self._end(connection)
-            await asyncio.gather(*self._works, return_exceptions=True)  # also what was let go of: it has a line to write
+            await asyncio.gather(
+                *self._works, return_exceptions=True
+            )  # also what was let go of: it has a line to write
             for connection in list(self._open.values()):
                 self._end(connection)
             os.close(self._spare)
@@ -260,7 +262,8 @@ class Helper:
             return
         try:
             fresh(request, now, self._boot)
-            self._seen.add(request.nonce, request.ts_boot_ns if request.op == STATUS else now, now)
+            looks = request.op == STATUS or request.dry_run
+            self._seen.add(request.nonce, request.ts_boot_ns if looks else now, now)
         except Denied as denied:
             self._refusals.add(connection.caller, denied.code)
             self._reply(connection, Reply(request.nonce, denied.code), key)

@@ -157,7 +157,6 @@ class Register(Ledger):
         self.acts()
         try:
             with self._write() as db:
-                db.execute("DELETE FROM nonces WHERE ns < ? OR boot_id != ?", (ns - 2 * WINDOW_NS, self.boot_id))
                 self._keep_nonce(db, act.incident, ns)
                 self._spend(db, grant)
                 db.execute("DELETE FROM acts WHERE started < ?", (self.now() - _REMEMBERED_S,))
@@ -183,6 +182,7 @@ class Register(Ledger):
     @staticmethod
     def _keep_nonce(db: sqlite3.Connection, nonce: str, ns: int) -> None:
         boot = json.loads(db.execute("SELECT value FROM meta WHERE key = 'clock'").fetchone()[0])[0]
+        db.execute("DELETE FROM nonces WHERE ns < ? OR boot_id != ?", (ns - 2 * WINDOW_NS, boot))
         known = db.execute("SELECT 1 FROM nonces WHERE nonce = ?", (nonce,)).fetchone()
         if known is not None:
             raise Denied(Code.REPLAY)
@@ -213,10 +213,14 @@ class Register(Ledger):
 
     # -- grants ----------------------------------------------------------------------------------------------
 
-    def grant(self, request: str, seconds: float, uid: int, entry: Mapping[str, Any]) -> None:
-        """A person said yes to exactly this request, once, for a while. Raises StoreFault."""
+    def grant(
+        self, request: str, seconds: float, *, uid: int, nonce: str, ns: int, entry: Mapping[str, Any]
+    ) -> None:  # fmt: skip
+        """A person said yes to exactly this request, once, for a while. The nonce is that of who told us so: a word
+        is not heard twice. Raises Denied, StoreFault."""
         now = self.now()
         with self._write() as db:
+            self._keep_nonce(db, nonce, ns)
             db.execute("DELETE FROM grants WHERE until < ? OR boot_id != ?", (now, self.boot_id))
             db.execute("INSERT OR REPLACE INTO grants VALUES (?, ?, ?, ?)",
                        (request, now + seconds, self.boot_id, uid))  # fmt: skip
