@@ -318,7 +318,7 @@ async def test_a_second_frame_before_the_answer_ends_it(host: FakeHost, at: Path
         assert await asyncio.to_thread(connection.recv, 1 << 16) == b""
         connection.close()
     assert [step.text for step in scene.runner.steps if isinstance(step, WriteFile)] == ["10"]
-    assert events(scene) == ["intent", "unknown"]
+    assert events(scene) == ["intent", "denied", "unknown"]
 
 
 async def test_an_idle_connection_ends_and_so_does_an_idle_helper(host: FakeHost, at: Path) -> None:

@@ -28,6 +28,7 @@ from .ways import POWERS, taken
 log = logging.getLogger(__name__)
 
 _GRANT_S: Final = 300.0
+_ACT, _WORD = "act", "person's word"  # of each one at a time
 _LONGEST_WORD: Final = 256
 # Who would be restarted with it, because systemd hands a restart on to them.
 _CARRIED_ALONG: Final = ("RequiredBy", "BoundBy", "RequisiteOf", "ConsistsOf")
@@ -68,17 +69,17 @@ class Broker:
         self._register, self._handler = register, handler
         self._rules, self._confirmed, self._switch = rules, confirmed, switch
         self._wall, self._limits = wall, limits
-        self._acting = False
+        self._under_way: set[str] = set()
         self.counts: dict[str, int] = {}
 
     @property
     def acting(self) -> bool:
-        return self._acting
+        return _ACT in self._under_way
 
     def status(self) -> dict[str, Any]:
         """What a reply to `status` holds. Nothing is written, and nothing is read from disk."""
         return {
-            "acting": self._acting, "store": printable_word(self._register.fault), "head": self._head(),
+            "acting": self.acting, "store": printable_word(self._register.fault), "head": self._head(),
             "refused": sum(self.counts.values()),
         }  # fmt: skip
 
@@ -89,9 +90,11 @@ class Broker:
         """Raises nothing but CancelledError: what goes wrong is in the answer."""
         if request.op == STATUS:
             return Code.DONE, self.status()
-        if self._acting:
-            return Code.BUSY, {"reason": "another act is under way", "hint": "one at a time: ask again"}
-        self._acting = True
+        # A person may take minutes to answer: nobody who wants to act waits for that, and root waits for nobody.
+        kind = _ACT if request.op != GRANT else _WORD if not caller.person else ""
+        if kind in self._under_way:
+            return Code.BUSY, {"reason": f"another {kind} is under way", "hint": "one at a time: ask again"}
+        self._under_way.add(kind)
         try:
             if request.op == GRANT:
                 return await self._grant(request, caller)
@@ -101,7 +104,7 @@ class Broker:
         except (ActionRefused, StoreFault, ConfigError) as error:
             return Code.REFUSED, _told(error.message, error.hint)
         finally:
-            self._acting = False
+            self._under_way.discard(kind)
 
     # -- acting ----------------------------------------------------------------------------------------------
 

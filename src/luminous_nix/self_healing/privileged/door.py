@@ -44,17 +44,19 @@ log = logging.getLogger(__name__)
 _IDLE_S: Final = 300.0
 _AT_ONCE: Final = 64  # connections taken in one turn of the loop
 _SWEEP_S: Final = 1.0
-_REMEMBERED: Final = 1 << 18
 _LINES_A_MINUTE: Final = 10
+_SLICE_NS: Final = 10_000_000_000
 _SO_PEERPIDFD: Final = 77  # asm-generic/socket.h, Linux 6.5
 
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """How many connections at once: the engine's, and root's own besides them."""
+    """How many connections at once: the engine's, and root's own besides them. Each may have so many looks in a
+    minute that are `remembered`."""
 
     engine: int = 16
     root: int = 8
+    remembered: int = 1 << 18
     idle_s: float = 5.0  # without a request
 
 
@@ -67,24 +69,29 @@ class _Connection:
 
 
 class _Seen:
-    """Nonces of what changes nothing, for as long as they are fresh. What changes something is kept on disk."""
+    """Nonces of what changes nothing, for as long as they are fresh. What changes something is kept on disk.
 
-    def __init__(self, started_ns: int) -> None:
-        self._started_ns = started_ns
-        self._nonces: dict[int, int] = {}
+    The engine and root have room of their own: who fills his, fills nobody else's. They are forgotten by the slice of
+    time, at no cost: a quarter of a million of them, one by one, would hold everybody up.
+    """
 
-    def add(self, nonce: str, ts_ns: int, now_ns: int) -> None:
+    def __init__(self, started_ns: int, most: int) -> None:
+        self._started_ns, self._most = started_ns, most
+        self._slices: tuple[dict[int, set[int]], dict[int, set[int]]] = ({}, {})
+
+    def add(self, nonce: str, ts_ns: int, now_ns: int, *, person: bool) -> None:
         """Raises Denied: it was here before, or may have been before we started, or there are too many."""
         if ts_ns < self._started_ns:
             raise Denied(Code.STALE)
-        short = int(nonce[:16], 16)
-        if short in self._nonces:
+        short = int(nonce[:15], 16)  # sixty bits: what Python keeps small
+        if any(short in one for slices in self._slices for one in slices.values()):
             raise Denied(Code.REPLAY)
-        while self._nonces and now_ns - self._nonces[first := next(iter(self._nonces))] > 2 * WINDOW_NS:
-            del self._nonces[first]
-        if len(self._nonces) >= _REMEMBERED:
+        mine, at = self._slices[person], now_ns // _SLICE_NS
+        for old in [one for one in mine if (at - one) * _SLICE_NS > 2 * WINDOW_NS]:
+            del mine[old]
+        if sum(map(len, mine.values())) >= self._most:
             raise Denied(Code.BUSY)
-        self._nonces[short] = now_ns
+        mine.setdefault(at, set()).add(short)
 
 
 @dataclass(slots=True)
@@ -131,7 +138,7 @@ class Helper:
         self._engine_unit, self._proc = engine_unit, proc
         self._quota, self._idle_s = quota or Quota(), idle_s
         self._boot, self._clock_ns = boot or boot_id(), clock_ns
-        self._seen = _Seen(clock_ns())
+        self._seen = _Seen(clock_ns(), self._quota.remembered)
         self._refusals = _Refusals(note, boot_clock, counts=broker.counts)
         self._open: dict[int, _Connection] = {}
         self._works: set[asyncio.Task[None]] = set()
@@ -158,7 +165,7 @@ class Helper:
             )  # also what was let go of: it has a line to write
             for connection in list(self._open.values()):
                 self._end(connection)
-            os.close(self._spare)
+            self._give_up_the_spare()
 
     def stop(self) -> None:
         self._over.set()
@@ -173,20 +180,28 @@ class Helper:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                if error.errno in {errno.EMFILE, errno.ENFILE}:
-                    self._turn_one_away()
+                if error.errno in {errno.EMFILE, errno.ENFILE} and self._turn_one_away():
                     continue
-                if error.errno in {errno.ECONNABORTED, errno.ENOMEM, errno.ENOBUFS}:
-                    return
-                raise
+                log.debug("nobody was let in: %s", error.strerror)
+                return  # whatever it is, the next turn of the loop tries again
             self._take(connection)
 
-    def _turn_one_away(self) -> None:
-        os.close(self._spare)
-        with contextlib.suppress(OSError):
+    def _turn_one_away(self) -> bool:
+        """Whether there was one."""
+        self._give_up_the_spare()
+        try:
             self._listener.accept()[0].close()
-        with contextlib.suppress(OSError):
-            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        finally:
+            with contextlib.suppress(OSError):
+                self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        return True
+
+    def _give_up_the_spare(self) -> None:
+        spare, self._spare = self._spare, -1
+        if spare >= 0:
+            os.close(spare)
 
     def _take(self, connection: socket.socket) -> None:
         """Who it is the kernel says (SO_PEERCRED); an address or a request never does."""
@@ -195,8 +210,7 @@ class Helper:
         most = self._quota.root if uid == 0 else self._quota.engine
         if uid not in self._uids or open_now >= most:
             connection.close()
-            if uid not in self._uids:
-                self._refusals.add(Caller(uid, pid), Code.KEY)
+            self._refusals.add(Caller(uid, pid), Code.BUSY if uid in self._uids else Code.KEY)
             return
         connection.setblocking(False)
         self._asked_at = boot_clock()
@@ -241,8 +255,8 @@ class Helper:
             return
         odd = passed or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
         if not frame or odd or connection.work is not None:
-            if frame and odd:
-                self._refusals.add(connection.caller, Code.SIZE)
+            if frame:
+                self._refusals.add(connection.caller, Code.SIZE if odd else Code.BUSY)
             self._end(connection)
             return
         self._asked_at = connection.since = boot_clock()
@@ -263,7 +277,8 @@ class Helper:
         try:
             fresh(request, now, self._boot)
             looks = request.op == STATUS or request.dry_run
-            self._seen.add(request.nonce, request.ts_boot_ns if looks else now, now)
+            ts_ns = request.ts_boot_ns if looks else now
+            self._seen.add(request.nonce, ts_ns, now, person=connection.caller.person)
         except Denied as denied:
             self._refusals.add(connection.caller, denied.code)
             self._reply(connection, Reply(request.nonce, denied.code), key)
