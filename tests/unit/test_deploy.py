@@ -251,6 +251,7 @@ def test_a_later_file_of_the_configuration_decides(root: Path) -> None:
     'allowed_units = ["*"]',
     'allowed_units = ["nginx"]', 'allowed_units = ["nginx.service\\n"]', 'allowed_units = "nginx.service"',
     "allowed_units = [1]", 'allowed_units = ["getty@.service"]', "allowed_units = [", 'allowed_units = [""]',
+    "allowed_units = [0x" + "f" * 4000 + "]",
 ])  # fmt: skip
 def test_a_wrong_allow_list_writes_nothing(root: Path, text: str) -> None:
     configure(root, text)

@@ -197,6 +197,13 @@ def load(
     return Loaded(_settings(values), sources)
 
 
+def parsed(text: str) -> dict[str, Any]:
+    """TOML. Raises ValueError, RecursionError; also for a hexadecimal number too long for any message to tell."""
+    tree = tomllib.loads(text)
+    repr(tree)
+    return tree
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
@@ -205,7 +212,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
             data = file.read(_SIZE_LIMIT + 1)
         if len(data) > _SIZE_LIMIT:
             raise ConfigError([f"{path}: larger than 1 MiB"])
-        return tomllib.loads(data.decode("utf-8-sig"))
+        return parsed(data.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError([f"{path}: {error.strerror}"], "is the path right, and may this user read it?") from error
     except UnicodeDecodeError as error:
@@ -252,7 +259,7 @@ def _literal(text: str, wanted: Any) -> Any:
     if wanted is bool:
         return _BOOLEANS.get(text.strip().lower(), text)
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return parsed(f"value = {text}")["value"]
     except (ValueError, KeyError, RecursionError):
         return text
 
