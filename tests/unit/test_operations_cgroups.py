@@ -326,7 +326,7 @@ async def test_a_name_out_of_the_grammar_reaches_nothing(host: FakeHost, name: s
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("vm.swappiness", value) for value in ("", "201", "-1", "1e2", "60\n", " 60", "٣", "1000")]
+    [("vm.swappiness", value) for value in ("", "201", "-1", "1e2", "60\n", " 60", "٣", "1000", "00", "07", "007")]
     + [("cpufreq:policy0", value) for value in ("", "../x", "a b", "A", "schedutil\n", "x" * 33)]
     + [("unit:web.service:MemoryHigh", value) for value in ("", "-1", "1K", "max", "1" * 20, "infinity\n")]
     + [("frozen:web.service", value) for value in ("", "2", "true", "01")],

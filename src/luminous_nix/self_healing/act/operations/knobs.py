@@ -109,7 +109,7 @@ def _set_frozen(_world: World, name: re.Match[str], value: str) -> Step:
 _KINDS: Final = tuple(
     _Kind(re.compile(name, re.ASCII), re.compile(value, re.ASCII), reader, step)
     for name, value, reader, step in (
-        (r"vm\.swappiness", r"1?[0-9]{1,2}|200", _read_swappiness, _set_swappiness),
+        (r"vm\.swappiness", r"[0-9]|[1-9][0-9]|1[0-9][0-9]|200", _read_swappiness, _set_swappiness),
         (r"cpufreq:(?P<policy>policy[0-9]{1,4})", r"[a-z][a-z0-9_-]{0,31}", _read_governor, _set_governor),
         (r"unit:(?P<unit>.+):(?P<property>MemoryHigh|CPUWeight|CPUQuotaPerSecUSec|IOWeight)", r"[0-9]{1,19}|infinity",
          _read_property, _set_property),
