@@ -150,6 +150,15 @@ def test_the_rule_knows_what_the_table_knows() -> None:
     assert not startable("luminous-healing-act-freeze@nginx.service.service", allowed=())
 
 
+def test_a_name_that_systemd_refuses_is_no_act_unit() -> None:
+    longest = "a" * 201 + ".service"
+    assert len(unit := POWERS["freeze"].unit(longest)) <= 255
+    assert power_of(unit) == (POWERS["freeze"], longest)
+    for zeros, known in ((8, True), (9, False)):
+        unit = POWERS["reclaim"].unit(f"{'a' * 200}.service:1{'0' * zeros}")
+        assert (len(unit) <= 255, power_of(unit) is not None) == (known, known), len(unit)
+
+
 def test_names_in_the_rule_are_words_and_never_code() -> None:
     text = rule((r"a\x2db.service",))
     assert r'"a\\x2db.service"' in text

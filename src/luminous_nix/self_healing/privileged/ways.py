@@ -16,6 +16,7 @@ from ..decide.actions import CATALOGUE
 PREFIX: Final = "luminous-healing-act-"
 # Patterns are read by Python and by polkit's JavaScript, so they keep to what both understand alike.
 UNIT_PATTERN: Final = r"[A-Za-z0-9_][A-Za-z0-9:_.@\\-]{0,200}\.service"
+_LONGEST_NAME: Final = 255  # of a unit, unit-name.h
 _NUMBER: Final = "[1-9][0-9]{0,8}"
 _BYTES: Final = "[1-9][0-9]{6,13}"
 
@@ -74,7 +75,7 @@ POWERS: Final[Mapping[str, Power]] = MappingProxyType({
 
 def power_of(unit: str) -> tuple[Power, str] | None:
     """The power and the instance of an act unit's name, None when it is none."""
-    if not unit.startswith(PREFIX) or not unit.endswith(".service"):
+    if not unit.startswith(PREFIX) or not unit.endswith(".service") or len(unit) > _LONGEST_NAME:
         return None
     name, at, instance = unit.removeprefix(PREFIX).removesuffix(".service").partition("@")
     power = POWERS.get(name)
