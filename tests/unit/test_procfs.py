@@ -248,6 +248,7 @@ def found(*lines: str, tmpfs: bool = False, ignore: tuple[str, ...] = ()) -> tup
         pytest.param(("31 1 0:31 /@ / rw - btrfs /dev/sda2 rw", "32 1 0:31 /@home /home rw - btrfs /dev/sda2 rw"),
                      ("/",), id="btrfs-subvolumes-share-the-space"),
         pytest.param((ROOT, "31 1 0:25 / /tmp rw - tmpfs tmpfs rw"), ("/",), id="tmpfs-is-memory"),
+        pytest.param((ROOT, VAR, "40 1 8:3 / /var rw - xfs /dev/sda3 rw"), ("/", "/var"), id="mounted-over"),
         pytest.param((), (), id="nothing"),
     ],
 )  # fmt: skip

@@ -157,7 +157,7 @@ def real_filesystems(mounts: Iterable[Mount], *, tmpfs: bool = False, ignore: It
             continue
         if device not in best or len(path) < len(best[device]):
             best[device] = path
-    return tuple(sorted(best.values()))
+    return tuple(sorted(set(best.values())))  # of two at one path only the upper can be asked
 
 
 def usage(blocks: int, free: int, available: int) -> float | None:
