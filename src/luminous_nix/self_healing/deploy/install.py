@@ -10,14 +10,13 @@ import hashlib
 import json
 import os
 import sys
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from .. import __version__, process
-from ..config import load
+from ..config import load, parsed
 from ..decide.actions import protected, valid_unit
 from ..models import ActionRefused, ConfigError, HealingError
 from .host import check_code, check_host, code_directories, places
@@ -137,7 +136,7 @@ def allowed_units(tree: Tree, *, strict: bool) -> tuple[str, ...]:
         if strict and (status.st_uid != 0 or status.st_mode & 0o022):
             raise ConfigError([f"{path}: others than root may write it"], f"chown root {path}; chmod 644 {path}")
         try:
-            names = tomllib.loads(data.decode("utf-8-sig")).get("allowed_units", names)
+            names = parsed(data.decode("utf-8-sig")).get("allowed_units", names)
         except (ValueError, RecursionError) as error:
             raise ConfigError([f"{path}: not TOML: {error}"]) from error
         if not isinstance(names, list):

@@ -1,0 +1,1 @@
+"""Any bytes at every door that bytes come in by."""
