@@ -20,6 +20,7 @@ NEEDED = {
     "nix-store": "nix-bin",
     "dbus-daemon": "dbus",
     "tmux": "tmux",
+    "strace": "strace",
 }
 
 

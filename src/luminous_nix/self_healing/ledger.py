@@ -147,6 +147,8 @@ class Ledger:
         known = len(self.migrations)
         if (version := _version(db)) > known:
             raise StoreFault(f"the store is of version {version}, this program knows {known}; it is left as it is")
+        if version == 0 and self.path is not None and (self.path.parent / _MARK).exists():
+            raise StoreFault(f"{self.path} is empty: what was done in the last days is not known")
         if version < known:
             migrate(db, known, self.migrations)
         row = db.execute("SELECT value FROM meta WHERE key = 'clock'").fetchone()
