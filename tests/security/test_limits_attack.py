@@ -2,8 +2,8 @@
 
 What holds: an intent that was acknowledged is in the file before anything acts, so that neither the end of the
 process nor that of the power gives an operation back. What cannot hold: whoever is root may put an older file in its
-place, and is met by the limits as they stood in that file. No program on the host can know better, but the head of the
-audit, which is told to the journal at each start and end, shows what is missing.
+place, and is met by the limits as they stood in that file. No program on the host can know better, but the head of
+the audit, which is told to the journal at each start and end, shows what is missing.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ Copies = list[tuple[int, Path]]
 async def ten_with_copies(host: FakeHost, tmp_path: Path, limits: Limits) -> Copies:
     """Ten acts. A copy of all files after each commit, with how many acts had begun then: at the moment of the act
     itself, when its intent has just become durable, and after its answer."""
-    path, copies = tmp_path / "state/register.db", []
+    path = tmp_path / "state/register.db"
+    copies: Copies = []
 
     def keep(begun: int) -> None:
         place = tmp_path / f"copy-{len(copies)}"
