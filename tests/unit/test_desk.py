@@ -85,7 +85,7 @@ def test_what_is_no_span_of_time(text: str) -> None:
 def test_who_may_ask_what(counter: Counter) -> None:
     rights = {name: verb.rights for name, verb in counter.desk.verbs().items()}
     assert {name for name, right in rights.items() if right is Rights.READ} == {"status", "history", "explain"}
-    assert {name for name, right in rights.items() if right is Rights.CALM} == {"silence", "pause"}
+    assert {name for name, right in rights.items() if right is Rights.CALM} == {"silence", "pause", "confirm_as"}
     assert {name for name, right in rights.items() if right is Rights.ACT} == {
         "confirm", "undo", "unsilence", "resume"
     }  # fmt: skip

@@ -91,6 +91,12 @@ class Bus:
         message = new_method_call(target, member, signature or None, body)
         return await link.call(message, within)
 
+    async def name(self) -> str:
+        """Our unique name on the bus, as long as this connection lasts. Raises BusUnavailable."""
+        if (link := self._link) is None or not link.usable:
+            link = await self._open()
+        return link.name
+
     async def _open(self) -> _Link:
         if why := self.out_of_reach:
             raise BusUnavailable(why.removeprefix(_UNAVAILABLE))
@@ -127,7 +133,7 @@ async def _connect(address: str, loop: asyncio.AbstractEventLoop) -> _Link:
             dialogue.feed(await _answer(reader))
         writer.write(BEGIN)
         link = _Link(DBusConnection(reader, writer), loop)
-        await link.call(message_bus.Hello(), _CONNECT_S)
+        (link.name,) = await link.call(message_bus.Hello(), _CONNECT_S)
     except BaseException:
         writer.close()
         if link is not None:
@@ -165,6 +171,7 @@ class _Link:
 
     def __init__(self, connection: DBusConnection, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self.name = ""
         self._connection = connection
         self._waiting: dict[int, asyncio.Future[Message]] = {}
         self._slots = asyncio.Semaphore(_IN_FLIGHT)

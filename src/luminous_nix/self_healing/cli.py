@@ -23,6 +23,7 @@ from . import __version__, steer
 from .bus import Bus, BusRefused, BusUnavailable
 from .config import Loaded, Settings, load
 from .daemon import Daemon, build_engine
+from .deploy import keeping
 from .deploy.install import install, uninstall
 from .desk import seconds
 from .healing_engine import SimplifiedHealingEngine
@@ -128,6 +129,11 @@ def _add_deploying(add: Callable[..., argparse.ArgumentParser]) -> None:
             "--root", type=Path, metavar="DIR", help="below this directory, and tell no running system"
         )
         parser.add_argument("--dry-run", action="store_true", help="tell, and change nothing")
+    audit = add("audit", _audit, "what was asked of the helper: verify that it is whole, or show it")
+    audit.add_argument("what", choices=("verify", "show", "renew"), help="renew: put an unusable register aside")
+    audit.add_argument("--head", default="", metavar="SEQ:MAC", help="verify: the end as the journal told it")
+    audit.add_argument("--number", type=int, default=20, metavar="N", help="show: so many lines (default 20)")
+    add("rotate-key", _rotate_key, "give engine and helper a new key")
     parsers[0].add_argument("--now", action="store_true", help="enable and start the engine, too")
 
 
@@ -346,6 +352,23 @@ def _install(arguments: argparse.Namespace) -> int:
     done = install(arguments.root, dry_run=arguments.dry_run, now=arguments.now)
     _show(arguments, {"schema": SCHEMA, **done.data}, done.lines)
     return 0
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    if arguments.what == "verify":
+        kept = keeping.verify_audit(arguments.head)
+    elif arguments.what == "show":
+        kept = keeping.show_audit(arguments.number)
+    else:
+        kept = asyncio.run(keeping.renew())
+    _show(arguments, kept.data, kept.lines)
+    return kept.code
+
+
+def _rotate_key(arguments: argparse.Namespace) -> int:
+    kept = asyncio.run(keeping.rotate_key())
+    _show(arguments, kept.data, kept.lines)
+    return kept.code
 
 
 def _uninstall(arguments: argparse.Namespace) -> int:

@@ -45,6 +45,12 @@ def _id(value: Any) -> str:
     return value
 
 
+def _bus_name(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r":1\.[0-9]{1,15}", value, re.ASCII):
+        raise ValueError("a unique bus name, such as :1.42")
+    return value
+
+
 def _words(value: Any) -> str:
     if not isinstance(value, str) or len(value) > 200:
         raise ValueError("at most 200 characters")
@@ -159,6 +165,13 @@ class Desk:
         data = heal_data([result], healthy=result.success)["results"][0]
         return {"id": record.id, "result": data}
 
+    async def confirm_as(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The same for somebody who may only look: polkit asks who is behind the bus name `subject`."""
+        record = self._record(arguments["id"])
+        if record.asks is not None and self._store.now() < record.asks_until:
+            await self._engine.executor.handler.vouch(record.asks, arguments["subject"])
+        return await self.confirm({"id": arguments["id"]})
+
     async def undo(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Set back what a heal set, unless somebody changed it since."""
         record = self._record(arguments["id"])
@@ -253,6 +266,7 @@ _VERBS: Final[dict[str, tuple[Rights, dict[str, Any], _Asked, frozenset[str]]]] 
                 frozenset({"component", "number"})),
     "explain": (Rights.READ, {"what": _words}, Desk.explain, frozenset()),
     "confirm": (Rights.ACT, {"id": _id}, Desk.confirm, frozenset()),
+    "confirm_as": (Rights.CALM, {"id": _id, "subject": _bus_name}, Desk.confirm_as, frozenset()),
     "undo": (Rights.ACT, {"id": _id}, Desk.undo, frozenset()),
     "silence": (Rights.CALM, _SILENCE, Desk.silence, frozenset({"reason"})),
     "unsilence": (Rights.ACT, {"id": _pattern}, Desk.unsilence, frozenset()),

@@ -120,7 +120,7 @@ class Ledger:
             db.close()
             # What is full or read-only stays where it is.
             if self.path is not None and _code(error) in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
-                raise StoreFault(f"the store is corrupt ({error}); it is kept as {_keep_aside(self.path)}") from error
+                raise StoreFault(f"the store is corrupt ({error}); it is kept as {keep_aside(self.path)}") from error
             raise
         except StoreFault:
             db.close()
@@ -169,7 +169,7 @@ class Ledger:
         self._forget_what_was_read()
         try:
             if os.path.lexists(self.path):
-                kept = _keep_aside(self.path)
+                kept = keep_aside(self.path)
             (self.path.parent / _MARK).unlink(missing_ok=True)
             self.fault = ""
             self._db = self._open()
@@ -356,7 +356,7 @@ def _clock_row(text: str) -> tuple[str, float, float]:
     return found[0], last, offset
 
 
-def _keep_aside(path: Path) -> Path:
+def keep_aside(path: Path) -> Path:
     """Rename the file and what belongs to it, so that nobody writes into it again."""
     number = next(n for n in range(1, 10_000) if not path.with_name(f"{path.name}.corrupt-{n}").exists())
     kept = path.with_name(f"{path.name}.corrupt-{number}")

@@ -29,7 +29,7 @@ from .models import (
     Roots,
 )
 from .privileged.client import HELPER_SOCKET, HelperRunner, helper_client
-from .privileged.protocol import RESTORE
+from .privileged.protocol import GRANT, RESTORE
 from .privileged.ways import WAYS, asked
 from .process import find
 
@@ -45,6 +45,7 @@ _STOPPED: Final = "stopped by the kill switch: "
 _ASK_EVERY_S: Final = 0.2
 _HELPER_MARGIN_S: Final = 30.0  # for its own looks before and after the act
 _RESTORE_S: Final = 90.0
+_ASKING_S: Final = 150.0  # a person types a password
 _LET_GO_S: Final = 2.0  # process.py ends a child and what it started in less
 
 
@@ -111,7 +112,7 @@ class NixOSPermissionHandler:
         except (OSError, ValueError) as error:
             raise ActionRefused(f"{spec.name}: the precheck could not look: {error}") from error
         within = spec.timeout_s + _HELPER_MARGIN_S
-        return self._through_helper(plan, spec.name, asked({**arguments, **plan.settled}), within)
+        return self._through_helper(plan, spec.name, asked(spec.name, {**arguments, **plan.settled}), within)
 
     def _through_helper(self, plan: Plan, op: str, arguments: Mapping[str, Any], within: float) -> Plan:
         """In SERVICE mode the plan is one step; what it would come to is the helper's to find."""
@@ -144,6 +145,15 @@ class NixOSPermissionHandler:
             return self._through_helper(back, RESTORE, {"knobs": [list(knob) for knob in known]}, _RESTORE_S)
 
         return await self._carry_out(plan)
+
+    async def vouch(self, action: Action, subject: str) -> None:
+        """Have polkit ask the person who speaks through this bus name about this very action; a yes counts once.
+        Raises ActionRefused."""
+        if not self._asks or not isinstance(self._runner, HelperRunner):
+            raise ActionRefused("only the helper asks polkit, in SERVICE mode", "root can confirm it directly")
+        spec, arguments = specify(action)
+        word = {"op": spec.name, "args": asked(spec.name, arguments), "subject": subject}
+        await self._runner.run(AskHelper(GRANT, word, _ASKING_S))
 
     async def carry_out(self, plan: Plan) -> ExecutionResult:
         """A plan that `prepare` or `way_back` made just now. It raises nothing, as above."""

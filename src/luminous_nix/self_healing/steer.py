@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from .bus import Bus
 from .config import Settings
 from .control import socket_path
 from .control_client import ControlUnavailable, ask_now
@@ -17,11 +19,14 @@ from .daemon import build_engine
 from .desk import FAILED, Desk
 from .heal.records import explain_lines, history_lines
 from .home import SWITCH_FILE, kill_switch, open_store, state_file
-from .models import HealingError
+from .models import ActionRefused, ExecutionMode, HealingError, Roots
+from .privileged.client import HELPER_SOCKET, helper_client
+from .privileged.protocol import GRANT
+from .privileged.ways import asked
 from .report import SCHEMA, Lines, printable
 
 HOST_SOCKET: Final = Path("/run/luminous-healing/control.sock")
-_PATIENCE_S: Final = {"confirm": 9000.0, "undo": 120.0}
+_PATIENCE_S: Final = {"confirm": 9000.0, "confirm_as": 9000.0, "undo": 120.0}
 
 
 # The status of a host on which nothing was ever done.
@@ -84,7 +89,14 @@ def explain(settings: Settings, what: str) -> Answer:
 
 
 def confirm(settings: Settings, identity: str) -> Answer:
-    found = ask(settings, "confirm", id=identity)
+    """In SERVICE mode the helper must hear the person's word, too: from root directly, else through polkit."""
+    through_helper = settings.mode is ExecutionMode.SERVICE and (Roots().run / HELPER_SOCKET).exists()
+    if through_helper and os.geteuid() != 0:
+        found = asyncio.run(_confirm_as_myself(settings, identity))
+    else:
+        if through_helper:
+            asyncio.run(_give_word(ask(settings, "explain", what=identity)["record"]))
+        found = ask(settings, "confirm", id=identity)
     result = found["result"]
     good = result["verdict"] not in FAILED
     said = result["error"] or result["detail"] or ""
@@ -93,6 +105,27 @@ def confirm(settings: Settings, identity: str) -> Answer:
         ("dim", f"  {printable(part)}") for part in said.split("\n") if part and f"confirm {found['id']}" not in part
     ]
     return Answer({"schema": SCHEMA, **found}, lines, int(not good))
+
+
+async def _give_word(record: Mapping[str, Any]) -> None:
+    """Root's word, for exactly what the record asks. Raises HealingError."""
+    asks = record.get("asks")
+    if not asks:
+        return  # the engine says why
+    word = {"op": asks["action"], "args": asked(asks["action"], asks["parameters"])}
+    reply = await helper_client(Roots().run, os.environ).ask(GRANT, word)
+    if not reply.ok:
+        raise ActionRefused(str(reply.result.get("reason", reply.code)), str(reply.result.get("hint", "")))
+
+
+async def _confirm_as_myself(settings: Settings, identity: str) -> dict[str, Any]:
+    """polkit asks whoever holds this connection to the bus, while it lasts. Raises HealingError."""
+    bus = Bus(clock=time.monotonic)
+    try:
+        subject = await bus.name()
+        return await asyncio.to_thread(ask, settings, "confirm_as", id=identity, subject=subject)
+    finally:
+        await bus.close()
 
 
 def undo(settings: Settings, identity: str) -> Answer:

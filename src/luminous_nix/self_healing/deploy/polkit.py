@@ -22,6 +22,7 @@ ACTIONS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType({
     "org.luminous.healing.restart": ("restart, reload or limit a service to heal it", "auth_admin_keep"),
     "org.luminous.healing.collect": ("collect unused software, journal files and temporary files", "auth_admin_keep"),
     "org.luminous.healing.kill": ("end a process to heal this computer", "auth_admin"),
+    "org.luminous.healing.act": ("change this computer to heal it", "auth_admin"),
     "org.luminous.healing.rollback": ("switch to, activate or remove a generation of the system", "auth_admin"),
 })  # fmt: skip
 
@@ -97,7 +98,7 @@ polkit.addRule(function(action, subject) {
         return polkit.Result.YES;
     }
     // Never of a unit that is not ours: a transient one of an absent name would run whatever the asker likes.
-    if (verb === "start") {
+    if (verb === "start" || verb === "stop" || verb === "reset-failed") {
         for (var i = 0; i < acts.length; i++) {
             if (new RegExp(acts[i]).test(unit)) {
                 return polkit.Result.YES;

@@ -111,6 +111,7 @@ def _absent(*paths: str) -> str:
 
 _SERVICE: Final[Directives] = {
     "Type": "notify",
+    "Environment": "LUMINOUS_BOOT_ID=%b",  # of this boot as PID 1 knows it, in a container too
     "NotifyAccess": "main",
     "Restart": "on-failure",
     "TimeoutStopSec": "30",

@@ -109,9 +109,20 @@ def known_good(roots: Roots) -> tuple[str, ...]:
     try:
         lines = _own_text(roots.state / _KNOWN_GOOD).splitlines()
     except (OSError, ValueError):
-        return ()
+        return ()  # so nothing is gone back to; what deletes asks `marks_unread` besides
     sane = len(lines) <= _MOST and all(_in_store(roots, line) for line in lines)
     return tuple(lines) if sane else ()
+
+
+def marks_unread(roots: Roots) -> str:
+    """Why it cannot be told which systems were seen healthy; empty when it can, or none was yet."""
+    try:
+        _own_text(roots.state / _KNOWN_GOOD)
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def mark_known_good(roots: Roots, path: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from ..bus import Bus, BusRefused, BusUnavailable, target
 from ..decide.actions import valid_unit
 from ..models import ActionFailed, ObservationError, Roots, UnitState
+from ..privileged.ways import PREFIX
 from ..process import run
 
 SYSTEMD: Final = "org.freedesktop.systemd1"
@@ -122,7 +123,8 @@ class SystemdSensor:
 
     async def _suspects(self, watched: Iterable[str]) -> Iterable[str]:
         (failed,) = await self._bus.call(MANAGER, "ListUnitsFiltered", "as", (["failed"],))
-        names = dict.fromkeys(row[0] for row in failed[:_TROUBLED])
+        # A failed act of ours is told by its heal; as an issue it would keep others from being healed.
+        names = dict.fromkeys(row[0] for row in failed[:_TROUBLED] if not row[0].startswith(PREFIX))
         if asked := list(watched):
             (listed,) = await self._bus.call(MANAGER, "ListUnitsByNames", "as", (asked,))
             # A not-found unit has the name that was asked for; an alias is answered with the unit's own name.

@@ -7,13 +7,14 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from ..act.operations import way_back
 from ..act.steps import Plan, SetProperties, UnitJob
 from ..bus import BusRefused, BusUnavailable
-from ..decide.actions import CATALOGUE, PLUGIN, protected
+from ..decide.actions import CATALOGUE, protected
 from ..decide.limits import Act, Limits, windows
 from ..decide.limits import Request as Asked
 from ..decide.policy import Mode, Policy
@@ -59,13 +60,16 @@ Answer = tuple[Code, dict[str, Any]]
 
 class Broker:
     """`rules` reads the configuration as it is now. `confirmed` asks polkit about a person (subject, operation,
-    arguments) and raises ActionRefused. One act at a time; who comes meanwhile is told to come again."""
+    arguments) and raises ActionRefused. `running` names an act unit of before that is not done yet, which may be when
+    its asker went away. One act at a time; who comes meanwhile is told to come again."""
 
     def __init__(
         self, register: Register, handler: NixOSPermissionHandler, *, rules: Callable[[], Rules],
         confirmed: Callable[[str, Action], Any], switch: Callable[[], str],
         wall: Callable[[], float] = time.time, limits: Limits | None = None,
+        running: Callable[[], Awaitable[str]] | None = None,
     ) -> None:  # fmt: skip
+        self._running = running
         self._register, self._handler = register, handler
         self._rules, self._confirmed, self._switch = rules, confirmed, switch
         self._wall, self._limits = wall, limits
@@ -95,6 +99,7 @@ class Broker:
         if kind in self._under_way:
             return Code.BUSY, {"reason": f"another {kind} is under way", "hint": "one at a time: ask again"}
         self._under_way.add(kind)
+        self._register.retry()  # a disk that was full may have room again
         try:
             if request.op == GRANT:
                 return await self._grant(request, caller)
@@ -112,13 +117,17 @@ class Broker:
         rules = self._rules()
         if why := self._switch() or rules.stopped:
             raise ActionRefused(f"nothing may act: {why}")
-        plan = await self._planned(request)
+        if self._running and (unit := await self._running()):
+            return Code.BUSY, _told(f"{unit} is not done yet", "one at a time: ask again")
+        plan = self._narrowed(await self._planned(request, caller), rules)
         units = _touched(plan)
         self._allowed(units, rules)
         granted = self._permitted(request, caller, units, rules)
         await self._alone(plan)
         target = _target(request, units)
         automatic = not (caller.person or granted)
+        if automatic:
+            self._by_itself(request, rules)
         asked = Asked(target, request.op, request.nonce, "", automatic)
         now = self._register.now()
         if denial := windows(self._register.acts(), self._limits or rules.limits, asked, now):
@@ -130,7 +139,9 @@ class Broker:
         act = Act(target, request.op, request.nonce, "", now, automatic=automatic)
         entry = self._entry(request, caller, target)
         knobs: Knobs = tuple((knob.name, knob.former, knob.ours) for knob in plan.knobs)
-        number = self._register.begin(act, request.ts_boot_ns, knobs, granted, {"event": "intent", **entry})
+        number = self._register.begin(
+            act, request.ts_boot_ns, knobs, granted, {"event": "intent", **entry}, person=caller.person
+        )
         return await self._carried_out(number, plan, entry)
 
     async def _carried_out(self, number: int, plan: Plan, entry: Mapping[str, Any]) -> Answer:
@@ -150,6 +161,7 @@ class Broker:
             code, said = Code.FAILED, {"reason": f"an error of this program: {type(error).__name__}"}
         finally:
             why = said.get("reason", "")
+            log.info("%s of %s: %s %s", entry["op"], entry["target"], code, why)
             try:
                 self._register.end(number, code, {"event": code.value, "why": why, **entry})
             except StoreFault as error:  # it happened, and the next start tells that its outcome is not known
@@ -157,16 +169,41 @@ class Broker:
                 code, said = Code.UNKNOWN, _told(error.message, error.hint)
         return code, said
 
-    async def _planned(self, request: Request) -> Plan:
+    async def _way_back(self, knobs: list[tuple[str, str, str]], caller: Caller) -> Plan:
+        """Back to what was before our last act on a knob; what a person set is a person's to set back. Raises
+        ActionRefused."""
+        last = self._register.last_set()
+        for knob in knobs:
+            found, person = last.get(knob[0], (("", "", ""), False))
+            if found != knob:
+                raise ActionRefused(f"{knob[0]!r:.120} was not set by us last", "only what we set is set back")
+            if person and not caller.person:
+                raise ActionRefused(f"{knob[0]!r:.120} was set by root", "whoever set it sets it back")
+        plan = await way_back(self._handler.world, knobs)
+        if not caller.person and any(isinstance(one, UnitJob) and one.method == "FreezeUnit" for one in plan.steps):
+            raise ActionRefused("to freeze a unit again is for a person", "`luminous-healing undo`, as root")
+        return plan
+
+    async def _planned(self, request: Request, caller: Caller) -> Plan:
         """After its precheck, by what this process sees itself. Raises ActionRefused, Denied."""
         if request.op == RESTORE:
-            knobs = [tuple(knob) for knob in request.args["knobs"]]
-            if unknown := [knob[0] for knob in knobs if knob not in self._register.set_by_us()]:
-                raise ActionRefused(f"{unknown[0]!r:.120} was not set by us", "only what we set is set back")
-            return await way_back(self._handler.world, knobs)
+            return await self._way_back([tuple(knob) for knob in request.args["knobs"]], caller)
         if not taken(request.op, request.args):
             raise Denied(Code.ARGUMENTS)
         return await self._handler.prepare(Action(request.op, dict(request.args)))
+
+    @staticmethod
+    def _narrowed(plan: Plan, rules: Rules) -> Plan:
+        """Each act unit once, and memory reclaimed from allowed units alone. Raises ActionRefused if none is left."""
+        steps: dict[Any, Any] = {}
+        for step in plan.steps:
+            power = getattr(step, "power", "")
+            if power.startswith("reclaim@") and _instance_unit(power) not in rules.allowed:
+                continue
+            steps.setdefault(power or step, step)
+        if plan.steps and not steps:
+            raise ActionRefused("no unit that may be touched holds idle memory", "allowed_units says which may be")
+        return replace(plan, steps=tuple(steps.values()))
 
     @staticmethod
     def _allowed(units: list[str], rules: Rules) -> None:
@@ -179,23 +216,33 @@ class Broker:
 
     def _permitted(self, request: Request, caller: Caller, units: list[str], rules: Rules) -> str:
         """The grant to be spent, or empty where none is needed. Raises ActionRefused."""
-        if request.op == RESTORE:
-            return ""  # only back to what was
-        spec = CATALOGUE[request.op]
         unit = units[0] if units else ""
-        if request.op == PLUGIN:
-            unit = str(request.args.get("unit", ""))
-        mode, why = rules.policy.mode_of(spec, request.args, unit)
+        if request.op == RESTORE:  # only back to what was: nobody is asked, but where nothing may be done nothing is
+            mode, why = rules.policy.mode_of(CATALOGUE["limit_unit"], {}, unit)
+        else:
+            mode, why = _strictest(rules.policy, request, unit)
         if mode is Mode.OBSERVE:
             raise ActionRefused(f"{why}: observe, so nothing is done", "another mode in [policy]")
-        if mode is Mode.AUTO or caller.person:
+        if mode is Mode.AUTO or caller.person or request.op == RESTORE:
             return ""
-        request_id = frozen(request.op, request.args)
-        if not self._register.granted(request_id):
-            raise ActionRefused(
-                f"{why}: a person is asked first", "`luminous-healing confirm`, as root or through polkit"
-            )
-        return request_id
+        for args in _as_granted(request.args):
+            if self._register.granted(request_id := frozen(request.op, args)):
+                return request_id
+        raise ActionRefused(
+            f"{why}: a person is asked first", "`luminous-healing confirm`, as root or through polkit"
+        )
+
+    def _by_itself(self, request: Request, rules: Rules) -> None:
+        """What holds when nobody said so: hours, the time since the boot, how far. Raises ActionRefused."""
+        now = time.localtime(self._wall())
+        if window := rules.policy.maintained(now.tm_wday, now.tm_hour * 60 + now.tm_min):
+            raise ActionRefused(f"maintenance: {window}", "it lifts when that window ends")
+        up = request.ts_boot_ns / 1e9
+        if up < rules.policy.boot_grace_s and request.op != RESTORE:
+            raise ActionRefused(f"boot grace: up for {up:.0f} s", f"in {rules.policy.boot_grace_s - up:.0f} s")
+        for name, least in _LEAST.items():
+            if request.args.get(name, least) < least:
+                raise ActionRefused(f"{name} below {least} is for a person to say")
 
     async def _alone(self, plan: Plan) -> None:
         """A restart of a unit that is down would take along what runs and requires it. Raises ActionRefused."""
@@ -217,6 +264,8 @@ class Broker:
         op, args, subject = request.args["op"], request.args["args"], request.args.get("subject")
         if not taken(op, args) or request.dry_run:  # a word is given, or it is not
             raise Denied(Code.ARGUMENTS)
+        if why := self._switch():
+            raise ActionRefused(f"nothing may act: {why}")
         if not caller.person:
             if subject is None:
                 raise ActionRefused("whose word this is was not said", "root may give it directly")
@@ -234,11 +283,34 @@ class Broker:
         }  # fmt: skip
 
 
+_SAME_DEED: Final = (frozenset({"restart_service", "start_unit", "rerun_timer"}),)
+_MODES: Final = (Mode.OBSERVE, Mode.CONFIRM, Mode.AUTO)
+# How far the engine may go by itself, whatever figures it names.
+_LEAST: Final[Mapping[str, int]] = {
+    "memory_high_bytes": 64 << 20, "cpu_quota_percent": 10, "cpu_weight": 10, "io_weight": 10,
+    "keep_bytes": 64 << 20,
+}  # fmt: skip
+
 _DENIED: Final[Mapping[Code, str]] = {
     Code.ARGUMENTS: "the helper takes no such arguments",
     Code.REPLAY: "this request was carried out before, or tried",
     Code.REFUSED: "the person's word was used up",
 }
+
+
+def _strictest(policy: Policy, request: Request, unit: str) -> tuple[Mode, str]:
+    """The policy's word on the operation, and a rule's on any other that comes to the same deed."""
+    mode, why = policy.mode_of(CATALOGUE[request.op], request.args, unit)
+    for other in next((same for same in _SAME_DEED if request.op in same), ()):
+        its, its_why = policy.mode_of(CATALOGUE[other], {}, unit)
+        if its_why.startswith("rule") and _MODES.index(its) < _MODES.index(mode):
+            mode, why = its, f"{its_why} ({other})"
+    return mode, why
+
+
+def _as_granted(args: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """A word was given for these arguments, or before the figure was known to which a unit is limited."""
+    return dict(args), {name: value for name, value in args.items() if name != "memory_high_bytes"}
 
 
 def printable_word(text: str) -> str:
@@ -255,10 +327,15 @@ def _touched(plan: Plan) -> list[str]:
     """The units that a plan changes, by their own names."""
     found = [step.unit for step in plan.steps if isinstance(step, UnitJob | SetProperties)]
     for step in plan.steps:
-        name, _, instance = getattr(step, "power", "").partition("@")
-        if name in POWERS and POWERS[name].allowed:
-            found.append(instance)
+        power = getattr(step, "power", "")
+        if power and POWERS[power.partition("@")[0]].allowed:
+            found.append(_instance_unit(power))
     return list(dict.fromkeys(found))
+
+
+def _instance_unit(power: str) -> str:
+    """The unit at the beginning of an act unit's instance: `a.service` of `reclaim@a.service:4096`."""
+    return power.partition("@")[2].partition(".service")[0] + ".service"
 
 
 def _target(request: Request, units: list[str]) -> str:

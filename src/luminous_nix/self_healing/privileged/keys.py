@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import secrets
 import sys
 import time
@@ -30,7 +31,12 @@ _ENGINE: Final = "luminous-healing.service"
 _LONGEST: Final = 4096
 
 
-def boot_id() -> str:
+def boot_id(environment: Mapping[str, str] | None = None) -> str:
+    """This boot, as systemd knows it: behind its walls a process in a container would read the host's. Its units hand
+    it on as LUMINOUS_BOOT_ID (%b)."""
+    given = (os.environ if environment is None else environment).get("LUMINOUS_BOOT_ID", "")
+    if re.fullmatch("[0-9a-f]{32}", given):
+        return "-".join((given[:8], given[8:12], given[12:16], given[16:20], given[20:]))
     return _BOOT_ID.read_text("ascii").strip()
 
 
@@ -53,7 +59,9 @@ def load_keys(path: Path, boot: str) -> Keys:
         until = int(found["until_ns"]) if found["boot_id"] == boot else 0
         return Keys(current, Key(bytes.fromhex(previous)) if previous else None, until)
     except (ValueError, KeyError, TypeError):
-        raise HealingError(f"{path} is no key file", "root makes a new one: `luminous-healing rotate-key`") from None
+        raise HealingError(
+            f"{path} is no key file", "root makes a new one: `luminous-healing rotate-key`, or removes it"
+        ) from None
 
 
 def load_secret(path: Path) -> bytes:
@@ -87,8 +95,11 @@ def make(directory: Path = KEY_DIRECTORY) -> list[str]:
 
 def rotate(directory: Path = KEY_DIRECTORY, *, boot: str, now_ns: int) -> None:
     """A new key in force; the one so far verifies for ten minutes more. Raises HealingError, OSError."""
-    so_far = load_keys(directory / "keys", boot).current
-    _write(directory / "keys", _text(secrets.token_hex(32), so_far.secret.hex(), boot, now_ns + GRACE_NS))
+    try:
+        so_far = load_keys(directory / "keys", boot).current.secret.hex()
+    except HealingError:
+        so_far = ""  # nobody has it, so nobody misses it
+    _write(directory / "keys", _text(secrets.token_hex(32), so_far, boot, now_ns + GRACE_NS))
 
 
 def _text(current: str, previous: str, boot: str, until_ns: int) -> str:

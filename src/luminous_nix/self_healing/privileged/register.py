@@ -33,7 +33,7 @@ _SCHEMA: Final = """
     CREATE TABLE acts (
         id INTEGER PRIMARY KEY, target TEXT NOT NULL, action TEXT NOT NULL, nonce TEXT NOT NULL,
         started REAL NOT NULL, ended REAL, code TEXT NOT NULL DEFAULT '', automatic INTEGER NOT NULL,
-        knobs TEXT NOT NULL
+        knobs TEXT NOT NULL, person INTEGER NOT NULL
     ) STRICT;
     CREATE TABLE grants (request TEXT PRIMARY KEY, until REAL NOT NULL, boot_id TEXT NOT NULL, uid INTEGER NOT NULL)
         STRICT;
@@ -149,8 +149,11 @@ class Register(Ledger):
             }  # fmt: skip
         return list(self._acts.values())
 
-    def begin(self, act: Act, ns: int, knobs: Knobs, grant: str, entry: Mapping[str, Any]) -> int:
+    def begin(
+        self, act: Act, ns: int, knobs: Knobs, grant: str, entry: Mapping[str, Any], *, person: bool = False
+    ) -> int:
         """Keep the nonce (`act.incident`), the intent and its line, and spend the grant; durable when it returns.
+        `person`: root itself asked.
 
         Raises Denied when the nonce was there before or the grant is not, and StoreFault.
         """
@@ -161,8 +164,9 @@ class Register(Ledger):
                 self._spend(db, grant)
                 db.execute("DELETE FROM acts WHERE started < ?", (self.now() - _REMEMBERED_S,))
                 cursor = db.execute(
-                    "INSERT INTO acts (target, action, nonce, started, automatic, knobs) VALUES (?, ?, ?, ?, ?, ?)",
-                    (act.target, act.action, act.incident, act.started, act.automatic, json.dumps(knobs)),
+                    "INSERT INTO acts (target, action, nonce, started, automatic, knobs, person)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (act.target, act.action, act.incident, act.started, act.automatic, json.dumps(knobs), person),
                 )
                 number = int(cursor.lastrowid or 0)
                 head = self._append(db, {**entry, "act": number})
@@ -206,10 +210,15 @@ class Register(Ledger):
             self.end(int(number), Code.UNKNOWN, {"event": Code.UNKNOWN.value, "op": action, "target": target})
         return [str(target) for _, target, _ in rows]
 
-    def set_by_us(self) -> frozenset[tuple[str, str, str]]:
-        """Every knob (name, former value, ours) that an act of the last days was about to set. Raises StoreFault."""
-        rows = self._read("SELECT DISTINCT knobs FROM acts WHERE knobs != '[]'")
-        return frozenset(tuple(map(str, knob)) for (text,) in rows for knob in json.loads(text))  # type: ignore[misc]
+    def last_set(self) -> dict[str, tuple[tuple[str, str, str], bool]]:
+        """For each knob the last act that was about to set it, in the last days: the knob (name, former value, ours),
+        and whether root itself asked for that. Raises StoreFault."""
+        rows = self._read("SELECT knobs, person FROM acts WHERE knobs != '[]' ORDER BY id")
+        return {
+            str(name): ((str(name), str(former), str(ours)), bool(person))
+            for text, person in rows
+            for name, former, ours in json.loads(text)
+        }
 
     # -- grants ----------------------------------------------------------------------------------------------
 

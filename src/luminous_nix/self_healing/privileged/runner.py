@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -17,6 +18,7 @@ from .ways import POWERS, power_of
 
 _PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 _FROZEN: Final = {"FreezeUnit": "freeze", "ThawUnit": "thaw"}
+_STARTING_S: Final = 30.0  # polkit is started first, perhaps
 _FIRST_PAUSE_S: Final = 0.005
 _LONGEST_PAUSE_S: Final = 0.2
 
@@ -30,14 +32,14 @@ class ServiceRunner:
     ) -> None:  # fmt: skip
         self._bus, self._clock, self._sleep = bus, clock, sleep
         self._direct = DirectRunner(bus, roots, privileged=False)
+        self._begun: set[str] = set()  # act units that were not seen to be done
 
     async def run(self, step: Step) -> str:
         match step:
             case UnitJob(method, unit) if method in _FROZEN:
                 return await self._act(f"{_FROZEN[method]}@{unit}")
-            case UnitJob(
-                "StartUnit", _
-            ):  # polkit allows `start` for our own units alone; it is down, so this starts it
+            # polkit allows `start` for our own units alone; what is down is started by a restart, too
+            case UnitJob("StartUnit", _):
                 return await self._direct.run(replace(step, method="RestartUnit"))
             case UnitJob() | SetProperties() | ResolverJob() | EndProcess():
                 return await self._direct.run(step)
@@ -53,9 +55,14 @@ class ServiceRunner:
         unit = POWERS[name].unit(instance)
         if power_of(unit) is None:
             raise ActionFailed(f"{unit!r:.200} is no act unit")
+        self._begun.add(unit)
         try:
-            await self._bus.call(MANAGER, "StartUnit", "ss", (unit, "fail"))
+            await self._bus.call(MANAGER, "StartUnit", "ss", (unit, "fail"), within=_STARTING_S)
             return await self._done(unit, self._clock() + POWERS[name].timeout_s)
+        except asyncio.CancelledError:
+            if not POWERS[name].root:  # the system's own switch is never ended half way
+                await self._stop(unit)
+            raise
         except BusRefused as error:
             if error.access_denied:
                 raise NeedsPrivilege(f"{unit} may not be started: {error.message}",
@@ -76,11 +83,35 @@ class ServiceRunner:
             if self._clock() >= until:
                 raise ActionFailed(f"{unit} is not done yet", f"systemctl status {unit}")
             pause = min(pause * 2, _LONGEST_PAUSE_S)
+        self._begun.discard(unit)
         if told["ActiveState"] == "failed":
             how = await self._told(path, "Service")
+            await self._forget(unit)
             raise ActionFailed(f"{unit} ended with {how.get('Result', '?')}, status {how.get('ExecMainStatus', '?')}",
                                f"journalctl -u {unit}")  # fmt: skip
         return f"{unit} did it"
+
+    async def running(self) -> str:
+        """An act unit that was begun and is not done yet, because nobody waited for its end; else empty."""
+        for unit in sorted(self._begun):
+            try:
+                (path,) = await self._bus.call(MANAGER, "LoadUnit", "s", (unit,))
+            except (BusRefused, BusUnavailable):
+                return unit
+            told = await self._told(path, "Unit")
+            if told.get("Job", (0, ""))[0] or told.get("ActiveState") not in {"inactive", "failed"}:
+                return unit
+            self._begun.discard(unit)
+        return ""
+
+    async def _stop(self, unit: str) -> None:
+        with contextlib.suppress(BusRefused, BusUnavailable):  # what then still runs keeps the next one waiting
+            await self._bus.call(MANAGER, "StopUnit", "ss", (unit, "replace"))
+
+    async def _forget(self, unit: str) -> None:
+        """Its failure is told: what stays failed would be an issue of the host's."""
+        with contextlib.suppress(BusRefused, BusUnavailable):
+            await self._bus.call(MANAGER, "ResetFailedUnit", "s", (unit,))
 
     async def _told(self, path: str, interface: str) -> Mapping[str, Any]:
         at = target(path, _PROPERTIES, SYSTEMD)

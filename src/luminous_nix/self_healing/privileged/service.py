@@ -39,12 +39,14 @@ log = logging.getLogger(__name__)
 
 ENGINE_USER: Final = "luminous-healing"
 ENGINE_UNIT: Final = "luminous-healing.service"
+_TURNING_AWAY_S: Final = 30.0
 _FIRST_FD: Final = 3  # sd_listen_fds(3)
 _POLKIT: Final = target(
     "/org/freedesktop/PolicyKit1/Authority", "org.freedesktop.PolicyKit1.Authority", "org.freedesktop.PolicyKit1"
 )
 _DBUS: Final = target("/org/freedesktop/DBus", "org.freedesktop.DBus", "org.freedesktop.DBus")
-_ACTION_IDS: Final[Mapping[str, str]] = {
+_ACTION_IDS: Final[Mapping[str, str]] = {  # what is not here: act
+    "restart_service": "restart", "reload_service": "restart", "start_unit": "restart", "rerun_timer": "restart",
     "kill_process": "kill", "rollback_generation": "rollback", "rebuild_system": "rollback",
     "prune_generations": "rollback", "clean_nix_store": "collect", "optimize_store": "collect",
     "clean_disk": "collect", "vacuum_journal": "collect",
@@ -61,9 +63,10 @@ class Polkit:
     async def __call__(self, subject: str, action: Action) -> None:
         """Raises ActionRefused for everything but a clear yes to a person who is not root."""
         spec = CATALOGUE[action.name]
-        action_id = f"org.luminous.healing.{_ACTION_IDS.get(spec.name, 'restart')}"
+        action_id = f"org.luminous.healing.{_ACTION_IDS.get(spec.name, 'act')}"
         what = ", ".join(f"{name}={value}" for name, value in sorted(action.parameters.items()))
-        details = {"operation": spec.name, "arguments": printable_word(what) or "none"}
+        asked_for = f"{spec.name}({printable_word(what)})"
+        details = {"operation": spec.name, "polkit.message": f"Luminous healing asks for {asked_for}: {spec.effect}"}
         try:
             (uid,) = await self._bus.call(_DBUS, "GetConnectionUnixUser", "s", (subject,))
             if uid == 0:  # polkit says yes to root without asking anybody: the engine could name any of its processes
@@ -118,11 +121,13 @@ async def serve() -> None:
     state = Path(environment.get("STATE_DIRECTORY", "").partition(":")[0] or "/nonexistent")
     register = Register(state / "register.db", clock=boot_clock, boot_id=boot, audit_key=audit_key)
     bus, roots = Bus(clock=time.monotonic), Roots()
+    runner = ServiceRunner(bus, roots)
     handler = NixOSPermissionHandler(
-        ExecutionMode.DEVELOPMENT, bus=bus, roots=roots, runner=ServiceRunner(bus, roots), environment={},
+        ExecutionMode.DEVELOPMENT, bus=bus, roots=roots, runner=runner, environment={},
         switch=kill_switch, rooted=True,
     )  # fmt: skip
-    broker = Broker(register, handler, rules=host_rules, confirmed=Polkit(bus), switch=kill_switch)
+    broker = Broker(register, handler, rules=host_rules, confirmed=Polkit(bus), switch=kill_switch,
+                    running=runner.running)  # fmt: skip
     if not register.fault:
         for what in register.close_unfinished():
             log.warning("%s was under way when we ended: how it ended is not known, and it is not repeated", what)
@@ -153,8 +158,25 @@ def main() -> int:
         asyncio.run(serve())
     except (HealingError, KeyError) as error:
         log.critical("the helper cannot run: %s", getattr(error, "message", f"there is no user {error}"))
+        _turn_away(_TURNING_AWAY_S)
         return 1
     return 0
+
+
+def _turn_away(seconds: float) -> None:
+    """A connection that waits would start us again at once, for ever: each is ended, and so we are started twice a
+    minute at most."""
+    try:
+        listener = _listener()
+    except HealingError:
+        return
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        listener.settimeout(left)
+        try:
+            listener.accept()[0].close()
+        except OSError:
+            time.sleep(min(0.1, max(left, 0.0)))
 
 
 if __name__ == "__main__":

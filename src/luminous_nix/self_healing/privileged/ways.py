@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from ..decide.actions import CATALOGUE
+from ..decide.actions import CATALOGUE, PLUGIN
 
 PREFIX: Final = "luminous-healing-act-"
 # Patterns are read by Python and by polkit's JavaScript, so they keep to what both understand alike.
@@ -52,7 +52,8 @@ POWERS: Final[Mapping[str, Power]] = MappingProxyType({
         Power("swappiness", "set vm.swappiness", "[0-9]|[1-9][0-9]|1[0-9][0-9]|200", ("/proc/sys/vm/swappiness",)),
         Power("governor", "set the governor of one CPU frequency policy",
               "policy[0-9]{1,4}:[a-z][a-z0-9_-]{0,31}", ("/sys/devices/system/cpu",)),
-        Power("reclaim", "reclaim idle memory of one service", f"{UNIT_PATTERN}:{_BYTES}", ("/sys/fs/cgroup",)),
+        Power("reclaim", "reclaim idle memory of one service", f"{UNIT_PATTERN}:{_BYTES}", ("/sys/fs/cgroup",),
+              allowed=True),
         Power("freeze", "let the processes of one service stand still", UNIT_PATTERN, ("/sys/fs/cgroup",),
               allowed=True),
         Power("thaw", "let them run again", UNIT_PATTERN, ("/sys/fs/cgroup",), allowed=True),
@@ -114,15 +115,21 @@ WAYS: Final[Mapping[str, str]] = MappingProxyType({
     "run_plugin": "act unit plugin@",
 })  # fmt: skip
 
-# No field of a request is a path or free text. What these say is looked at before the helper is asked.
+# No field of a request is a path or free text. What these say is looked at before the helper is asked. And a plugin
+# is run for whatever it is for: a unit that is named beside it would only choose which rule covers it.
 _NOT_ASKED: Final = frozenset({"filesystem", "issue", "parameters"})
+_NOT_OF_A_PLUGIN: Final = frozenset({"unit"})
 
 
-def asked(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def asked(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of an action as the helper takes them."""
-    return {key: value for key, value in arguments.items() if key not in _NOT_ASKED}
+    return {key: value for key, value in arguments.items() if key not in _left_out(name)}
 
 
 def taken(name: str, arguments: Mapping[str, Any]) -> bool:
     """Whether the helper takes an action with these arguments at all."""
-    return name in CATALOGUE and name in WAYS and not _NOT_ASKED & arguments.keys()
+    return name in CATALOGUE and name in WAYS and not _left_out(name) & arguments.keys()
+
+
+def _left_out(name: str) -> frozenset[str]:
+    return _NOT_ASKED | _NOT_OF_A_PLUGIN if name == PLUGIN else _NOT_ASKED

@@ -10,6 +10,7 @@ from ...observe.nixos import (
     Generation,
     default_boot,
     interface_version,
+    marks_unread,
     profile,
     read_generations,
     rollback_mark,
@@ -64,6 +65,12 @@ async def rebuild_system(world: World, _arguments: Mapping[str, Any]) -> Plan:
     )
 
 
+def _not_the_good(world: World) -> None:
+    """What was seen healthy is never deleted, so nothing is while that cannot be told. Raises ActionRefused."""
+    if why := marks_unread(world.roots):
+        raise ActionRefused(f"which generations are known to be good cannot be told: {why}")
+
+
 def boot_entries(world: World) -> Step:
     """Write the boot entries of the current generation anew. Raises ActionRefused."""
     return _activate(world, _generations(world)[1], "boot", "boot")
@@ -78,6 +85,7 @@ def deletable(world: World, numbers: list[int]) -> list[int]:
     """These, if none of them is current, booted, booted by default, known good, or among the newest three. Raises
     ActionRefused."""
     found, _ = _generations(world)
+    _not_the_good(world)
     newest = {one.number for one in found[-_FEWEST:]}
     kept = {one.number for one in found if one.current or one.booted or one.known_good} | newest
     kept.add(default_boot(world.roots))
@@ -89,6 +97,7 @@ def deletable(world: World, numbers: list[int]) -> list[int]:
 async def prune_generations(world: World, arguments: Mapping[str, Any]) -> Plan:
     """Delete old generations by number, then write the boot entries anew, which frees the boot partition."""
     found, current = _generations(world)
+    _not_the_good(world)
     default = default_boot(world.roots)
     newest = {one.number for one in found[-arguments.get("keep", _KEEP) :]}
     kept = [one for one in found if one.current or one.booted or one.known_good or one.number in newest | {default}]
