@@ -281,7 +281,7 @@ def test_a_field_of_another_type(name: str, value: Any) -> None:
     ("nonce", NONCE[:-1]), ("nonce", NONCE + "0"), ("nonce", NONCE.upper()), ("nonce", " " + NONCE[1:]),
     ("nonce", "g" * 32), ("evidence_hash", "e" * 63), ("evidence_hash", "e" * 65), ("evidence_hash", "E" * 64),
     ("ts_boot_ns", "0" * 15), ("ts_boot_ns", "0" * 17), ("ts_boot_ns", "-" + "0" * 15),
-    ("ts_boot_ns", "0x" + "0" * 14), ("ts_boot_ns", "_0" * 8), ("ts_boot_ns", NOW), ("reason_code", "Unit"),
+    ("ts_boot_ns", "0x" + "0" * 14), ("ts_boot_ns", "_0" * 8), ("ts_boot_ns", 5), ("reason_code", "Unit"),
     ("reason_code", "a b"), ("reason_code", ""), ("op", ""),
     ("reason_code", "a" * 33), ("reason_code", "1"), ("reason_code", "a.b"), ("reason_code", "a|b"), ("op", "a" * 33),
     ("op", "restart service"), ("op", "../restart"), ("op", "RESTART_SERVICE"), ("v", 10), ("v", 11), ("v", "1"),
@@ -469,3 +469,10 @@ def test_a_denial_has_a_code_and_no_word_of_the_asker(code: Code) -> None:
     denied = Denied(code)
     assert isinstance(denied, HealingError)
     assert (str(denied), denied.code, denied.hint) == (f"denied: {code}", code, "")
+
+
+@pytest.mark.parametrize("text", [b"1" * 4000 + b"x", b"-1" * 2000 + b"x", b'"' * 4001, b'"a\\"' * 1000, b"{" * 4000])
+def test_no_text_takes_longer_than_its_length(text: bytes) -> None:
+    """A pattern that tries every way to cut a number apart would never end here."""
+    assert asked(forge(text)) is Code.FORM
+    assert asked(forge(b'{"args":{' + text[:3900] + b"}}")) is Code.FORM

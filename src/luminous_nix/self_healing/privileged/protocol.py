@@ -31,8 +31,9 @@ _REPLY: Final = b"luminous-rep-v1\0"
 _VERSION: Final = b"\1"
 _HEADER: Final = 1 + 4 + 32
 # Printable ASCII without spaces between; no float, no null, no escape but of a quote and a backslash.
-_STRING: Final = rb'"(?:[ !#-\[\]-~]|\\["\\]){0,256}"'
-_TEXT: Final = re.compile(rb"(?:" + _STRING + rb"|-?[0-9]{1,16}|true|false|[,:{}\[\]])*")
+# Possessive, so that no text takes longer than its length: what a token took it does not give back.
+_STRING: Final = rb'"(?:[ !#-\[\]-~]|\\["\\]){0,256}+"'
+_TEXT: Final = re.compile(rb"(?:" + _STRING + rb"|-?[0-9]{1,16}+|true|false|[,:{}\[\]])*+")
 _STRINGS: Final = re.compile(_STRING)
 _PARTS: Final = re.compile(rb"[0-9]+|[{\[]|[}\]]")
 _DEEPEST: Final = 4
