@@ -205,7 +205,8 @@ def power(data: bytes) -> None:
         assert not polkit_says or len(text) > _LONGEST_NAME
         return
     row, instance = found
-    assert polkit_says is (not row.allowed or instance in _ALLOWED)
+    unit = instance.rpartition(":")[0] if row.name == "reclaim" else instance
+    assert polkit_says is (not row.allowed or unit in _ALLOWED)
     assert row is POWERS[row.name]
     assert (
         row.unit(instance)

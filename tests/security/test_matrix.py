@@ -79,7 +79,7 @@ def units() -> Systemd:
 async def scenery(host: FakeHost, daemon: BusDaemon, path: Path | None = None) -> AsyncIterator[Scene]:
     """A host on which most of the catalogue can be done, and a dry actuator."""
     host.cpufreq("powersave")
-    host.service_cache("idle.service", 64 * MIB)
+    host.service_cache("up.service", 64 * MIB)
     os.chown(host.process(4321), 1000, -1) if IS_ROOT else host.process(4321)
     bus = Bus(daemon.address, clock=Clock())
     async with units().on(daemon.address):

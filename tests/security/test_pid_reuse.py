@@ -227,4 +227,5 @@ async def test_a_persons_word_is_the_persons(host: FakeHost, open_bus: Path) -> 
         assert (await scene.broker.answer(asked(), ENGINES))[0] is Code.REFUSED
     kind, details = polkit.heard[0][0]
     assert (kind, details) == ("system-bus-name", {"name": ("s", person)})
-    assert polkit.heard[0][2] == {"operation": "adjust_swappiness", "arguments": "value=10"}
+    assert polkit.heard[0][2]["operation"] == "adjust_swappiness"
+    assert "asks for adjust_swappiness(value=10):" in polkit.heard[0][2]["polkit.message"]
