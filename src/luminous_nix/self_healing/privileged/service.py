@@ -35,7 +35,7 @@ from .keys import boot_id, credential, load_keys, load_secret
 from .register import Register
 from .runner import ServiceRunner
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("luminous_nix.self_healing.privileged.service")  # __name__ is __main__: nobody's handler
 
 ENGINE_USER: Final = "luminous-healing"
 ENGINE_UNIT: Final = "luminous-healing.service"
