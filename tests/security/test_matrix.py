@@ -150,7 +150,8 @@ async def test_every_combination(
             async with doors.open(engine):
                 with peer(uid, doors.young) as one, peer(os.geteuid(), doors.young) as first:
                     believed = who in {"root", "engine"}
-                    await asyncio.to_thread(one.talk, at=doors.young)  # nothing; and it is older than the frames
+                    for door in (doors.young, doors.old):  # which are older than the frames then
+                        await asyncio.to_thread(first.talk, request("status"), at=door)
                     for op in EVERY_OP:
                         for key in KEYS_SENT:
                             for time in TIMES:
