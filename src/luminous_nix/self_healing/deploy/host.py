@@ -15,7 +15,6 @@ from typing import Final
 
 from .. import process
 from ..models import ActionRefused
-from .units import SYSTEM_CODE
 
 OLDEST_SYSTEMD: Final = 252  # an older one ignores directives that it does not know, without failing
 _HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108  a unit sees others there, or none
@@ -96,11 +95,3 @@ def _loose(tops: Iterable[Path]) -> Iterator[Path]:
             status = path.lstat()
             if status.st_uid != 0 or (not stat.S_ISLNK(status.st_mode) and status.st_mode & 0o022):
                 yield path
-
-
-def code_directories(found: Iterable[Path]) -> tuple[str, ...]:
-    """Where compiled modules and the interpreter lie, which the units must be able to execute, besides the system's
-    own directories."""
-    tops = [Path(sys.prefix), Path(sys.executable).resolve().parents[1], *(place.parent for place in found)]
-    outside = [top for top in tops if not any(top.is_relative_to(system) for system in SYSTEM_CODE)]
-    return tuple(dict.fromkeys(str(top) for top in outside if top != Path("/")))

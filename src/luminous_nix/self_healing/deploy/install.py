@@ -19,7 +19,7 @@ from .. import __version__, process
 from ..config import load, parsed
 from ..decide.actions import protected, valid_unit
 from ..models import ActionRefused, ConfigError, HealingError
-from .host import check_code, check_host, code_directories, places
+from .host import check_code, check_host, places
 from .polkit import polkit_files
 from .tree import Tree
 from .units import ENGINE, EXECUTOR, KEYS, NIX_USER, File, Site, fragments, unit_files
@@ -74,7 +74,7 @@ def install(root: Path | None, *, dry_run: bool, now: bool) -> Done:
     found = places(isolated=root is None)
     if root is None:
         check_code(found)
-    site = Site(sys.executable, allowed_units(tree, strict=root is None), code_directories(found))
+    site = Site(sys.executable, allowed_units(tree, strict=root is None))
     wanted = {**unit_files(site), **fragments(site), **polkit_files(site)}
     known = _manifest(tree)
     changes = _changes(tree, wanted, known)

@@ -20,20 +20,16 @@ KEYS: Final = "/var/lib/luminous-healing-keys"
 _SOCKET: Final = f"/run/{EXECUTOR}.sock"
 _KEYS_UNIT: Final = f"{ENGINE}-keys.service"
 _PACKAGE: Final = "luminous_nix.self_healing"
-# Where programs and libraries lie; nothing else may be executed. "-": it need not exist.
-SYSTEM_CODE: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/nix/store")
 
 Directives = dict[str, str | tuple[str, ...] | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What differs from host to host. `code` are further directories whose files must be executable: that of an
-    interpreter outside of the system's own, and of compiled modules."""
+    """What differs from host to host."""
 
     python: str = "/usr/bin/python3"
     allowed_units: tuple[str, ...] = ()
-    code: tuple[str, ...] = ()
     unit_directory: str = "/etc/systemd/system"
     sysusers_directory: str = "/etc/sysusers.d"
     tmpfiles_directory: str = "/etc/tmpfiles.d"
@@ -41,9 +37,9 @@ class Site:
     actions_directory: str = "/usr/share/polkit-1/actions"  # the only place where polkit 122 looks
 
     def __post_init__(self) -> None:
-        for path in (self.python, *self.code):
-            if not path.startswith("/") or not path.isascii() or set(path) & set(" \t\n\"'\\%$;"):
-                raise ValueError(f"a unit file cannot name {path!r:.120}")
+        path = self.python
+        if not path.startswith("/") or not path.isascii() or set(path) & set(" \t\n\"'\\%$;"):
+            raise ValueError(f"a unit file cannot name {path!r:.120}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +58,22 @@ _ENVIRONMENT: Final = (
     "NIX_PATH", "NIX_REMOTE", "NIX_CONFIG", "NIX_CONF_DIR", "NIX_USER_CONF_FILES", "NIX_STATE_DIR",
     "NIX_STORE_DIR", "NIX_DAEMON_SOCKET_PATH", "DBUS_SYSTEM_BUS_ADDRESS", "LUMINOUS_DEV_MODE",
     "LUMINOUS_HEALING_MODE",
+)  # fmt: skip
+
+
+def _absent(*paths: str) -> str:
+    """With a "-", because they need not exist."""
+    return " ".join(f"-{path}" for path in paths)
+
+
+# What can be written is not executed. Not "/", with ExecPaths= for the system's programs: in systemd 252 each path
+# there becomes a mount of its own that ProtectSystem= passes over, and /usr is writable.
+_NOWHERE_EXECUTABLE: Final = _absent("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108
+
+# ProtectSystem=strict does not reach file systems mounted below / where one of ProtectKernelTunables=,
+# ProtectControlGroups= and ProtectProc= is set too, in systemd 252: so those places are named.
+_READ_ONLY: Final = _absent(
+    "/boot", "/efi", "/etc", "/media", "/mnt", "/nix", "/opt", "/run", "/srv", "/usr", "/var"
 )  # fmt: skip
 
 _COMMON: Final[Directives] = {
@@ -97,16 +109,13 @@ _COMMON: Final[Directives] = {
     "UMask": "0077",
     "LimitCORE": "0",
     "RemoveIPC": "yes",
-    "NoExecPaths": "/",
+    "NoExecPaths": _NOWHERE_EXECUTABLE,
+    "ReadOnlyPaths": _READ_ONLY,
 }
 
 # Where the helper's word or another power could be had: of no use to anybody but its owner.
 _DOORS: Final = ("/run/dbus", "/run/systemd/private", f"/run/{ENGINE}", _SOCKET, KEYS)
 _NIX_DAEMON: Final = "/nix/var/nix/daemon-socket"
-
-
-def _absent(*paths: str) -> str:
-    return " ".join(f"-{path}" for path in paths)
 
 
 _SERVICE: Final[Directives] = {
@@ -120,6 +129,7 @@ _SERVICE: Final[Directives] = {
 }
 
 _ENGINE_DIRECTIVES: Final[Directives] = {
+    "NoExecPaths": f"{_NOWHERE_EXECUTABLE} {_absent(f'/var/lib/{ENGINE}', f'/run/{ENGINE}')}",
     "User": ENGINE,
     "Group": ENGINE,
     "StateDirectory": ENGINE,
@@ -140,6 +150,7 @@ _ENGINE_DIRECTIVES: Final[Directives] = {
 }
 
 _HELPER_DIRECTIVES: Final[Directives] = {
+    "NoExecPaths": f"{_NOWHERE_EXECUTABLE} {_absent(f'/var/lib/{EXECUTOR}')}",
     "User": EXECUTOR,
     "Group": EXECUTOR,
     "CapabilityBoundingSet": "CAP_KILL",
@@ -160,6 +171,7 @@ _HELPER_DIRECTIVES: Final[Directives] = {
 _ONE_SHOT: Final[Directives] = {"Type": "oneshot", "User": "root"}
 
 _KEYS_DIRECTIVES: Final[Directives] = {
+    "NoExecPaths": f"{_NOWHERE_EXECUTABLE} {_absent(KEYS)}",
     "StateDirectory": PurePosixPath(KEYS).name,
     "StateDirectoryMode": "0700",
     "RestrictAddressFamilies": "none",
@@ -215,6 +227,7 @@ _PARTICULAR: Final[Mapping[str, Directives]] = {
     "tmpfiles": {"PrivateTmp": None},  # the host's own is what it cleans
     # nix-env gives up where its user's home or the daemon's socket may not be looked at. An empty home will do, and
     # without any address family the socket cannot be asked for anything.
+    # Its empty homes are not in NoExecPaths=: that would win over ProtectHome=tmpfs and show the real ones.
     "generations": {"ProtectHome": "tmpfs", "InaccessiblePaths": _absent(*_DOORS)},
     "reclaim": {"ReadWritePaths": _SLICE},
     "freeze": {"ReadWritePaths": _SLICE},
@@ -328,7 +341,7 @@ def _timer() -> str:
 
 def _act(site: Site, power: Power) -> str:
     instance = "" if power.instance is None else " %i"  # raw: what was asked for is what is checked
-    command = _run(site, f"{_PACKAGE}.privileged.act {power.name}{instance}", walls=not power.root)
+    command = _run(site, f"{_PACKAGE}.privileged.act {power.name}{instance}")
     walls = _ONE_SHOT | _ROOT if power.root else _COMMON | _ONE_SHOT | _ACT
     own: Directives = {"TimeoutStartSec": f"{power.timeout_s:.0f}"}
     if power.daemon:
@@ -339,6 +352,8 @@ def _act(site: Site, power: Power) -> str:
         own |= {"CapabilityBoundingSet": " ".join(power.capabilities), "PrivateUsers": None}
     if power.writes:
         own["ReadWritePaths"] = _absent(*power.writes)
+        files = [path for path in power.writes if not path.startswith(("/proc/", "/sys/"))]  # those hold no programs
+        own["NoExecPaths"] = " ".join(dict.fromkeys([*_NOWHERE_EXECUTABLE.split(), *_absent(*files).split()]))
     own |= _PARTICULAR.get(power.name, {})
     unit: Directives = {
         "Description": f"One act: {power.does}" + (" (%i)" if instance else ""),
@@ -348,14 +363,9 @@ def _act(site: Site, power: Power) -> str:
     return _unit(unit, Service=command | walls | own)
 
 
-def _run(site: Site, arguments: str, *, walls: bool = True) -> Directives:
+def _run(site: Site, arguments: str) -> Directives:
     """`python -I`: neither the environment nor the current directory says what is imported."""
-    own = str(PurePosixPath(site.python).parent.parent)
-    code = dict.fromkeys((*SYSTEM_CODE, *(own,) * (own != "/"), *site.code))
-    found: Directives = {"ExecStart": f"{site.python} -I -m {arguments}"}
-    if walls:
-        found["ExecPaths"] = _absent(*code)
-    return found | {"UnsetEnvironment": _unset()}
+    return {"ExecStart": f"{site.python} -I -m {arguments}", "UnsetEnvironment": _unset()}
 
 
 def _unset(*but: str) -> str:
