@@ -35,10 +35,12 @@ def polkit_files(site: Site) -> Mapping[str, File]:
     })  # fmt: skip
 
 
-def act_patterns(allowed: Iterable[str]) -> tuple[str, ...]:
-    """Anchored regular expressions of the act units that the helper may start."""
+def act_patterns(allowed: Iterable[str], *, stoppable: bool = False) -> tuple[str, ...]:
+    """Anchored regular expressions of the act units that the helper may start; `stoppable` those that it may end in
+    the middle: never the system's own switch."""
     units = tuple(allowed)
-    return tuple(pattern for power in POWERS.values() if (pattern := _pattern(power, units)) is not None)
+    powers = (power for power in POWERS.values() if not (stoppable and power.root))
+    return tuple(pattern for power in powers if (pattern := _pattern(power, units)) is not None)
 
 
 def _pattern(power: Power, allowed: tuple[str, ...]) -> str | None:
@@ -64,6 +66,7 @@ def rule(allowed: Iterable[str]) -> str:
         "units": _array(units),
         "verbs": _array(VERBS),
         "acts": _array(act_patterns(units)),
+        "stoppable": _array(act_patterns(units, stoppable=True)),
         "resolver": _array(RESOLVER),
     }
 
@@ -82,6 +85,7 @@ polkit.addRule(function(action, subject) {
     var units = %(units)s;
     var verbs = %(verbs)s;
     var acts = %(acts)s;
+    var stoppable = %(stoppable)s;
     var resolver = %(resolver)s;
     if (resolver.indexOf(action.id) >= 0) {
         return polkit.Result.YES;
@@ -98,11 +102,10 @@ polkit.addRule(function(action, subject) {
         return polkit.Result.YES;
     }
     // Never of a unit that is not ours: a transient one of an absent name would run whatever the asker likes.
-    if (verb === "start" || verb === "stop" || verb === "reset-failed") {
-        for (var i = 0; i < acts.length; i++) {
-            if (new RegExp(acts[i]).test(unit)) {
-                return polkit.Result.YES;
-            }
+    var ours = verb === "start" || verb === "reset-failed" ? acts : verb === "stop" ? stoppable : [];
+    for (var i = 0; i < ours.length; i++) {
+        if (new RegExp(ours[i]).test(unit)) {
+            return polkit.Result.YES;
         }
     }
     return polkit.Result.NO;
