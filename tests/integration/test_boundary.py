@@ -66,9 +66,7 @@ def python(guest: Guest, program: str, *argv: str) -> Any:
 
 def ask(guest: Guest, op: str, **arguments: Any) -> tuple[str, dict[str, Any]]:
     """As root, who may do everything that the allow-list and the limits let through."""
-    # In a container /proc/sys shows a boot id of its own, but not behind these walls, where engine and helper live.
-    walls = ("systemd-run", "--quiet", "--wait", "--pipe", "--property=ProtectKernelTunables=yes")
-    code, result = json.loads(guest.run(*walls, "python3", "-I", "-c", ASK, op, json.dumps(arguments)).stdout)
+    code, result = python(guest, ASK, op, json.dumps(arguments))
     return code, result
 
 
@@ -209,7 +207,7 @@ JOBS: dict[str, Call] = {
         for act in ("generations@1x", "freeze@other.service", "freeze@demo.service@x", "swappiness@201", "rollback@0",
                     "plugin@..", "gc@1")
     },
-    "stop an act": manager("StopUnit", "ss", _ACT.format("tmpfiles"), "replace"),
+    "stop another act": manager("StopUnit", "ss", _ACT.format("freeze@other.service"), "replace"),
 }  # fmt: skip
 ROOTS_OWN: dict[str, Call] = {
     **{
@@ -273,6 +271,7 @@ ALLOWED: dict[str, Call] = {
         f"act {act}": manager("StartUnit", "ss", _ACT.format(act), "replace")
         for act in ("thaw@demo.service", "tmpfiles", "journal@16777216")
     },
+    "stop an act": manager("StopUnit", "ss", _ACT.format("tmpfiles"), "replace"),
     "restart": manager("RestartUnit", "ss", "demo.service", "replace"),
 }
 DENIALS = {
