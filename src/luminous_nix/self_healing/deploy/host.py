@@ -7,6 +7,7 @@ import asyncio
 import importlib.util
 import os
 import re
+import site
 import stat
 import sys
 from collections.abc import Iterable, Iterator
@@ -74,7 +75,8 @@ def places(*, isolated: bool) -> tuple[Path, ...]:
 def check_code(found: Iterable[Path]) -> None:
     """Act units are root: whoever may change what they run is root, too. Raises ActionRefused."""
     interpreter = Path(sys.executable)
-    everything = (interpreter.parent, interpreter.resolve(), *found)
+    says_where = [Path(sys.prefix) / "pyvenv.cfg", *map(Path, site.getsitepackages())]  # whose *.pth are run, too
+    everything = (interpreter.parent, interpreter.resolve(), *filter(Path.exists, says_where), *found)
     for place in everything:
         if any(place.is_relative_to(hidden) for hidden in _HIDDEN):
             raise ActionRefused(
