@@ -46,6 +46,7 @@ _AT_ONCE: Final = 64  # connections taken in one turn of the loop
 _SWEEP_S: Final = 1.0
 _LINES_A_MINUTE: Final = 10
 _SLICE_NS: Final = 10_000_000_000
+_ACTED: Final = frozenset({Code.DONE, Code.FAILED, Code.UNKNOWN})  # has its own lines
 _SO_PEERPIDFD: Final = 77  # asm-generic/socket.h, Linux 6.5
 
 
@@ -105,7 +106,7 @@ class _Refusals:
     counts: dict[str, int] = field(default_factory=dict)
     untold: int = 0
 
-    def add(self, caller: Caller, code: Code) -> None:
+    def add(self, caller: Caller, code: Code, op: str = "", why: str = "") -> None:
         self.counts[code.value] = self.counts.get(code.value, 0) + 1
         now = self.clock()
         if now - self.minute >= 60.0:
@@ -115,6 +116,7 @@ class _Refusals:
             return
         self.lines += 1
         entry = {"event": "denied", "code": code.value, "uid": caller.uid, "pid": caller.pid, "untold": self.untold}
+        entry |= {"op": op, "why": why} if op else {}
         self.untold = 0
         try:
             self.note(entry)
@@ -304,8 +306,8 @@ class Helper:
             code, result = Code.FAILED, {}
         connection.work = None
         connection.since = boot_clock()
-        if code is not Code.DONE:
-            self._refusals.counts[code.value] = self._refusals.counts.get(code.value, 0) + 1
+        if code not in _ACTED:
+            self._refusals.add(connection.caller, code, request.op, str(result.get("reason", "")))
         self._reply(connection, Reply(request.nonce, code, result), key)
 
     def _reply(self, connection: _Connection, reply: Reply, key: Key) -> None:
