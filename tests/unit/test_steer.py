@@ -20,7 +20,7 @@ from luminous_nix.self_healing.control import ControlServer
 from luminous_nix.self_healing.control_client import ControlError, ControlUnavailable
 from luminous_nix.self_healing.decide.policy import Policy
 from luminous_nix.self_healing.heal.records import HealingRecord
-from luminous_nix.self_healing.home import kill_switch, open_store, state_file
+from luminous_nix.self_healing.home import kept_by_another, kill_switch, open_store, state_file
 from luminous_nix.self_healing.models import ActionRefused, HealingError, Verdict
 from luminous_nix.self_healing.report import Lines
 from tests.unit.host import FakeHost
@@ -372,3 +372,17 @@ def test_the_status_names_what_stands_in_the_way_the_loudest_first() -> None:
                   "`luminous-healing confirm abcd` takes limit_unit (memory), 30 minutes left",
                   "nginx for 1 minutes (ab12)", "heals       3 of 10 in the last hour"):  # fmt: skip
         assert words in text(lines)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root meets another user's state")
+def test_root_keeps_out_of_the_state_of_an_engine_that_is_not_root(tmp_path: Path) -> None:
+    """Neither believed nor written: a root-owned lock there would stop the engine, a link there would lead root."""
+    host = tmp_path / "luminous-healing"
+    assert not kept_by_another(host)
+    assert state_file({}, host) == host / "state.db"
+    host.mkdir()
+    assert state_file({}, host) == host / "state.db"
+    os.chown(host, 12345, 12345)
+    assert kept_by_another(host)
+    assert state_file({}, host) == tmp_path / "luminous-healing-root/state.db"
+    assert state_file({"STATE_DIRECTORY": "/run/x"}, host) == Path("/run/x/state.db")

@@ -13,17 +13,30 @@ from .observe.host import boot_clock
 from .store import Store
 
 SWITCH_FILE: Final = DEFAULT_FILE.with_name("disabled")
+_HOST: Final = Path("/var/lib/luminous-healing")
 _CAREFULLY: Final = os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def state_file(environment: Mapping[str, str]) -> Path:
-    """Where acts and records are kept: systemd's StateDirectory=, the host's, or for a user the XDG place."""
+def state_file(environment: Mapping[str, str], host: Path = _HOST) -> Path:
+    """Where acts and records are kept: systemd's StateDirectory=, the host's, or for a user the XDG place.
+
+    Where an engine of another user keeps the host's, root has a place of its own: it neither believes nor writes what
+    lies in a directory that somebody else can change.
+    """
     if given := environment.get("STATE_DIRECTORY", "").partition(":")[0]:
         return Path(given) / "state.db"
     if os.geteuid() == 0:
-        return Path("/var/lib/luminous-healing/state.db")
+        return (host.with_name(f"{host.name}-root") if kept_by_another(host) else host) / "state.db"
     home = environment.get("XDG_STATE_HOME") or f"{environment.get('HOME', '/nonexistent')}/.local/state"
     return Path(home) / "luminous-healing/state.db"
+
+
+def kept_by_another(host: Path = _HOST) -> bool:
+    """Whether this is root, and the host's state an engine's that is not."""
+    try:
+        return os.geteuid() == 0 != host.lstat().st_uid
+    except OSError:
+        return False  # it is not there: whoever comes first makes it
 
 
 def open_store(environment: Mapping[str, str]) -> Store:

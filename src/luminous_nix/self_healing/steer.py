@@ -18,7 +18,7 @@ from .control_client import ControlUnavailable, ask_now
 from .daemon import build_engine
 from .desk import FAILED, Desk
 from .heal.records import explain_lines, history_lines
-from .home import SWITCH_FILE, kill_switch, open_store, state_file
+from .home import SWITCH_FILE, kept_by_another, kill_switch, open_store, state_file
 from .models import ActionRefused, ExecutionMode, HealingError, Roots
 from .privileged.client import HELPER_SOCKET, helper_client
 from .privileged.protocol import GRANT
@@ -57,6 +57,11 @@ def ask(settings: Settings, verb: str, **given: Any) -> dict[str, Any]:
 
 
 async def _by_myself(settings: Settings, verb: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    if verb != "status" and "STATE_DIRECTORY" not in os.environ and kept_by_another():
+        raise HealingError(
+            "the engine that keeps this host's records does not run, and they are its own user's",
+            "systemctl start luminous-healing; what must stop at once: touch /etc/luminous-healing/disabled",
+        )
     if not state_file(os.environ).parent.exists() and verb in _NOTHING_YET:
         return dict(_NOTHING_YET[verb])
     with _engine(settings) as desk:
