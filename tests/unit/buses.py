@@ -80,7 +80,8 @@ class Systemd:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-            await connection.close()
+            with contextlib.suppress(BrokenPipeError):  # the bus may be gone
+                await connection.close()
 
     async def _serve(self, connection: DBusConnection) -> None:
         while True:
