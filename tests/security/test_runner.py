@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jeepney import HeaderFields, Message
+from jeepney import HeaderFields, Message, new_error
 from jeepney.io.asyncio import DBusConnection
 
 from luminous_nix.self_healing.act.steps import AskHelper, RunProgram, SetProperties, Step, UnitJob, WriteFile
@@ -33,12 +33,15 @@ class Acting(Systemd):
     def __init__(self, end: str = "inactive", looks: int = 0) -> None:
         super().__init__()
         self.end, self.looks = end, looks
+        self.silent: list[str] = []  # the errors that its next looks are answered with
         self.meanwhile: Callable[[str], None] = lambda _: None  # at each call that it answers
 
     def _answer(self, message: Message) -> Message:
         member = message.header.fields[HeaderFields.member]
         self.meanwhile(member)
         if member == "GetAll" and message.body[0].endswith(".Unit"):
+            if self.silent:
+                return new_error(message, self.silent.pop(0), "s", ("no answer",))
             self._go_on()
         answer = super()._answer(message)
         if member == "StartUnit" and not self.denied:
@@ -233,6 +236,40 @@ async def test_a_bus_that_goes_away_in_the_middle(host: FakeHost, bus_daemon: Bu
         problem = await at.problem(TO_TEN, ActionFailed)
         assert problem.message.startswith(f"{SWAPPINESS}: D-Bus is not available")
         assert await at.runner.running() == SWAPPINESS
+
+
+@pytest.mark.parametrize("when", ["LoadUnit", "GetAll"])
+async def test_a_bus_that_goes_away_while_we_look_leaves_the_act_unfinished(
+    host: FakeHost, bus_daemon: BusDaemon, when: str
+) -> None:
+    systemd = Acting(looks=10**9)
+    async with bench(host, bus_daemon, systemd) as at:
+        await at.problem(TO_TEN, ActionFailed)
+        systemd.meanwhile = lambda member: bus_daemon.stop() if member == when else None
+        assert await at.runner.running() == SWAPPINESS
+
+
+@pytest.mark.parametrize(
+    "error", ["org.freedesktop.DBus.Error.NoReply", "org.freedesktop.DBus.Error.ServiceUnknown", DENIED]
+)
+async def test_a_look_that_is_refused_is_no_end(host: FakeHost, bus_daemon: BusDaemon, error: str) -> None:
+    """systemd answers nobody while it executes itself anew, which a switch of the system's generation has it do."""
+    systemd = Acting("failed", looks=3)
+    systemd.silent = [error] * 5
+    async with bench(host, bus_daemon, systemd) as at:
+        await at.problem(TO_NINE, ActionFailed)
+        assert systemd.silent == []
+        systemd.put(ROLLBACK, "activating", "start")
+        at.runner._begun.add(ROLLBACK)
+        systemd.silent = [error]
+        assert await at.runner.running() == ROLLBACK
+
+
+async def test_a_unit_that_was_forgotten_is_done(host: FakeHost, bus_daemon: BusDaemon) -> None:
+    systemd = Acting(looks=10**9)
+    systemd.silent = ["org.freedesktop.DBus.Error.UnknownObject"]
+    async with bench(host, bus_daemon, systemd) as at:
+        assert await at.runner.run(TO_TEN) == f"{SWAPPINESS} did it"
 
 
 # -- an asker that goes away ---------------------------------------------------------------------------------

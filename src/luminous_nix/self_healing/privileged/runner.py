@@ -18,6 +18,7 @@ from .ways import POWERS, power_of
 
 _PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 _FROZEN: Final = {"FreezeUnit": "freeze", "ThawUnit": "thaw"}
+_FORGOTTEN: Final = {"org.freedesktop.DBus.Error.UnknownObject", f"{SYSTEMD}.NoSuchUnit"}
 _STARTING_S: Final = 30.0  # polkit is started first, perhaps
 _FIRST_PAUSE_S: Final = 0.005
 _LONGEST_PAUSE_S: Final = 0.2
@@ -96,9 +97,9 @@ class ServiceRunner:
         for unit in sorted(self._begun):
             try:
                 (path,) = await self._bus.call(MANAGER, "LoadUnit", "s", (unit,))
+                told = await self._told(path, "Unit")
             except (BusRefused, BusUnavailable):
                 return unit
-            told = await self._told(path, "Unit")
             if told.get("Job", (0, ""))[0] or told.get("ActiveState") not in {"inactive", "failed"}:
                 return unit
             self._begun.discard(unit)
@@ -114,9 +115,10 @@ class ServiceRunner:
             await self._bus.call(MANAGER, "ResetFailedUnit", "s", (unit,))
 
     async def _told(self, path: str, interface: str) -> Mapping[str, Any]:
+        """Nothing when the look was refused: systemd may be executing itself anew, and what runs goes on."""
         at = target(path, _PROPERTIES, SYSTEMD)
         try:
             (told,) = await self._bus.call(at, "GetAll", "s", (f"{SYSTEMD}.{interface}",))
-        except BusRefused:  # forgotten meanwhile
-            return {"ActiveState": "inactive"}
+        except BusRefused as error:
+            return {"ActiveState": "inactive"} if error.name in _FORGOTTEN else {}
         return {name: value for name, (_, value) in told.items()}
