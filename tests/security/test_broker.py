@@ -184,7 +184,15 @@ def spoil_length(path: Path) -> None:
     path.write_text("x" * (1 << 20), "ascii")
 
 
-SPOILERS = [spoil_link, spoil_mode, spoil_bytes, spoil_length]
+def spoil_line(path: Path) -> None:
+    path.write_text(path.read_text("ascii") + "/nix/sto", "ascii")
+
+
+def spoil_number(path: Path) -> None:
+    path.write_text(path.read_text("ascii") * 200, "ascii")
+
+
+SPOILERS = [spoil_link, spoil_mode, spoil_bytes, spoil_length, spoil_line, spoil_number]
 
 
 @pytest.mark.parametrize("spoil", SPOILERS)

@@ -107,17 +107,24 @@ def known_good(roots: Roots) -> tuple[str, ...]:
     """Store paths of systems that were seen healthy, oldest mark first. What we cannot trust says nothing: a
     link, a file that others could have written, or a line that is no store path, and none is known to be good."""
     try:
-        lines = _own_text(roots.state / _KNOWN_GOOD).splitlines()
+        return _marks(roots)
     except (OSError, ValueError):
         return ()  # so nothing is gone back to; what deletes asks `marks_unread` besides
-    sane = len(lines) <= _MOST and all(_in_store(roots, line) for line in lines)
-    return tuple(lines) if sane else ()
+
+
+def _marks(roots: Roots) -> tuple[str, ...]:
+    """Raises OSError or ValueError."""
+    path = roots.state / _KNOWN_GOOD
+    lines = _own_text(path).splitlines()
+    if len(lines) > _MOST or not all(_in_store(roots, line) for line in lines):
+        raise ValueError(f"{path} holds something else, too")
+    return tuple(lines)
 
 
 def marks_unread(roots: Roots) -> str:
     """Why it cannot be told which systems were seen healthy; empty when it can, or none was yet."""
     try:
-        _own_text(roots.state / _KNOWN_GOOD)
+        _marks(roots)
     except FileNotFoundError:
         return ""
     except (OSError, ValueError) as error:
