@@ -368,6 +368,17 @@ async def test_a_word_before_the_figure_was_known_covers_that_figure_and_nothing
         assert await answer(scene, ENGINE, "limit_unit", unit=WEB) is Code.REFUSED
 
 
+async def test_a_figure_that_the_person_did_not_name_is_not_the_engines_to_choose(
+    host: FakeHost, bus_daemon: BusDaemon
+) -> None:
+    """A yes to a limit is no yes to one under which the unit cannot live."""
+    async with managed(host, bus_daemon, running(), rules=rules(Rule(Mode.CONFIRM))) as scene:
+        assert await word(scene, "limit_unit", unit=WEB) is Code.DONE
+        code, why = await told(scene, ENGINE, "limit_unit", unit=WEB, memory_high_bytes=MIB)
+        assert (code, "memory_high_bytes below" in why) == (Code.REFUSED, True)
+        assert await answer(scene, ENGINE, "limit_unit", unit=WEB, memory_high_bytes=64 * MIB) is Code.DONE
+
+
 async def test_a_dry_run_leaves_the_word(host: FakeHost) -> None:
     scene = tunable(host, rules=rules(Rule(Mode.CONFIRM)))
     assert await word(scene, "adjust_swappiness", value=10) is Code.DONE

@@ -128,6 +128,8 @@ class Broker:
         automatic = not (caller.person or granted)
         if automatic:
             self._by_itself(request, rules)
+        if not caller.person and granted != frozen(request.op, request.args):  # a figure that nobody named
+            _far_enough(request)
         asked = Asked(target, request.op, request.nonce, "", automatic)
         now = self._register.now()
         if denial := windows(self._register.acts(), self._limits or rules.limits, asked, now):
@@ -233,16 +235,13 @@ class Broker:
         )
 
     def _by_itself(self, request: Request, rules: Rules) -> None:
-        """What holds when nobody said so: hours, the time since the boot, how far. Raises ActionRefused."""
+        """What holds when nobody said so: hours, the time since the boot. Raises ActionRefused."""
         now = time.localtime(self._wall())
         if window := rules.policy.maintained(now.tm_wday, now.tm_hour * 60 + now.tm_min):
             raise ActionRefused(f"maintenance: {window}", "it lifts when that window ends")
         up = request.ts_boot_ns / 1e9
         if up < rules.policy.boot_grace_s and request.op != RESTORE:
             raise ActionRefused(f"boot grace: up for {up:.0f} s", f"in {rules.policy.boot_grace_s - up:.0f} s")
-        for name, least in _LEAST.items():
-            if request.args.get(name, least) < least:
-                raise ActionRefused(f"{name} below {least} is for a person to say")
 
     async def _alone(self, plan: Plan) -> None:
         """A restart of a unit that is down would take along what runs and requires it. Raises ActionRefused."""
@@ -306,6 +305,13 @@ def _strictest(policy: Policy, request: Request, unit: str) -> tuple[Mode, str]:
         if its_why.startswith("rule") and _MODES.index(its) < _MODES.index(mode):
             mode, why = its, f"{its_why} ({other})"
     return mode, why
+
+
+def _far_enough(request: Request) -> None:
+    """Raises ActionRefused."""
+    for name, least in _LEAST.items():
+        if request.args.get(name, least) < least:
+            raise ActionRefused(f"{name} below {least} is for a person to say")
 
 
 def _as_granted(args: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
