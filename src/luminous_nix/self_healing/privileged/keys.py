@@ -58,7 +58,7 @@ def load_keys(path: Path, boot: str) -> Keys:
         current, previous = Key(bytes.fromhex(found["current"])), found["previous"]
         until = int(found["until_ns"]) if found["boot_id"] == boot else 0
         return Keys(current, Key(bytes.fromhex(previous)) if previous else None, until)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise HealingError(
             f"{path} is no key file", "root makes a new one: `luminous-healing rotate-key`, or removes it"
         ) from None
