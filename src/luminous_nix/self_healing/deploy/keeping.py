@@ -45,15 +45,23 @@ def verify_audit(head: str = "", register: Path = REGISTER, keys: Path = KEY_DIR
 def show_audit(number: int, register: Path = REGISTER) -> Kept:
     """The last lines, oldest first. Raises HealingError."""
     rows = _read(register)[0][-max(number, 1) :]
-    found = [{"seq": row.seq, **json.loads(row.line)} for row in rows]
+    found = [{"seq": row.seq} | _parsed(row.line) | {"seq": row.seq} for row in rows]
     lines: Lines = [("", _spoken(entry)) for entry in found]
     return Kept({"schema": SCHEMA, "audit": found}, lines or [("", "nothing was asked of the helper yet")])
 
 
+def _parsed(line: str) -> dict[str, Any]:
+    """The file is the helper's, so a line may be anything: what `verify` says of it is another matter."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {"event": "?", "why": f"no line of the helper's: {line:.200}"}
+
+
 def _spoken(entry: dict[str, Any]) -> str:
-    words = (entry.get(name) for name in ("op", "target", "code", "why"))
-    return printable(f"{entry['seq']:>6} {entry.get('event', ''):<8} " + " ".join(str(word) for word in words if word)
-                     + f"  uid {entry.get('uid', '-')}")  # fmt: skip
+    words = " ".join(str(entry[name]) for name in ("op", "target", "code", "why") if entry.get(name))
+    return printable(f"{entry['seq']:>6} {entry.get('event', '')!s:<8} {words}  uid {entry.get('uid', '-')}")
 
 
 def _read(register: Path) -> Any:
@@ -62,7 +70,7 @@ def _read(register: Path) -> Any:
         raise HealingError(f"there is no {register}: nothing was asked of the helper yet, or it is not installed")
     try:
         return read_audit(register)
-    except (sqlite3.Error, ValueError) as error:
+    except (sqlite3.Error, ValueError, TypeError) as error:
         raise HealingError(
             f"{register} cannot be read: {error}", "`luminous-healing audit renew` puts it aside"
         ) from None

@@ -113,6 +113,8 @@ def _checkpoint(db: sqlite3.Connection) -> Checkpoint:
     if row is None:
         return Checkpoint(0, _START, b"")
     seq, mac, seal = json.loads(row[0])
+    if not 0 <= int(seq) < 1 << 63:
+        raise ValueError(f"{seq} is no line's number")
     return Checkpoint(int(seq), bytes.fromhex(mac), bytes.fromhex(seal))
 
 
