@@ -185,7 +185,7 @@ def test_without_a_key_nothing_is_said_of_it(kept: Kept) -> None:
 def test_the_last_lines_are_shown_oldest_first(kept: Kept, number: int, first: int) -> None:
     found = keeping.show_audit(number, kept.path)
     assert [line["seq"] for line in found.data["audit"]] == list(range(first, 7))
-    assert text(found).splitlines()[-1] == "     6 done     adjust_swappiness system  uid 990"
+    assert text(found).splitlines()[-1] == f"     6 {'-':<19} done     adjust_swappiness system  uid 990"
 
 
 def test_an_empty_audit(kept: Kept) -> None:

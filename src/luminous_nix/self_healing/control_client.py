@@ -8,10 +8,15 @@ import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from .control import encode
 from .models import ActionRefused, HealingError
+
+NOT_A_MEMBER: Final = (
+    "ask as root, or join the group luminous-healing, whose members may look and hold back (`luminous-healing"
+    " install` makes it; without that root does with `groupadd luminous-healing`, and starts the engine again)"
+)
 
 
 class ControlError(HealingError):
@@ -36,11 +41,7 @@ def ask_now(
     except TimeoutError as error:
         raise ControlUnavailable(f"no answer from {path} within {within:g} s", "is the engine busy?") from error
     except PermissionError as error:
-        hint = (
-            "ask as root, or join the group luminous-healing, whose members may look and hold back"
-            " (root makes it with `groupadd luminous-healing`, and starts the engine again)"
-        )
-        raise ControlUnavailable(f"no permission to ask at {path}", hint) from error
+        raise ControlUnavailable(f"no permission to ask at {path}", NOT_A_MEMBER) from error
     except OSError as error:
         why = error.strerror or str(error)
         raise ControlUnavailable(f"no engine answers at {path}: {why}", "does `luminous-healing run` run?") from error

@@ -38,7 +38,8 @@ __all__ = ["ExecutionMode", "NixOSPermissionHandler", "development_wanted"]
 _YES: Final = frozenset({"1", "true", "yes", "on"})
 _NO_HELPER: Final = "SERVICE mode needs the helper, and there is none on this host ({socket} is missing)"
 _HOW: Final = (
-    'to act without it set LUMINOUS_DEV_MODE=1, or mode = "dev" in the configuration, and run as root or with sudo'
+    "`luminous-healing install` sets it up, `systemctl start luminous-healing-executor.socket` starts it;"
+    ' to act without it set LUMINOUS_DEV_MODE=1, or mode = "dev" in the configuration, and run as root or with sudo'
 )
 
 _STOPPED: Final = "stopped by the kill switch: "

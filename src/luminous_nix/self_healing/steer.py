@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from .bus import Bus
 from .config import Settings
 from .control import socket_path
-from .control_client import ControlUnavailable, ask_now
+from .control_client import NOT_A_MEMBER, ControlUnavailable, ask_now
 from .daemon import build_engine
 from .desk import FAILED, Desk
 from .heal.records import explain_lines, history_lines
@@ -45,8 +45,11 @@ class Answer(NamedTuple):
 def ask(settings: Settings, verb: str, **given: Any) -> dict[str, Any]:
     """The running engine's answer; where nobody listens, what the store says. Raises HealingError."""
     for path in dict.fromkeys((HOST_SOCKET, socket_path(os.environ))):
-        if not path.is_socket():
-            continue
+        try:
+            if not path.is_socket():
+                continue
+        except PermissionError as error:
+            raise ControlUnavailable(f"no permission to ask at {path}", NOT_A_MEMBER) from error
         try:
             return ask_now(path, verb, given, within=_PATIENCE_S.get(verb, 10.0))
         except ControlUnavailable as error:
@@ -100,7 +103,9 @@ def confirm(settings: Settings, identity: str) -> Answer:
         found = asyncio.run(_confirm_as_myself(settings, identity))
     else:
         if through_helper:
-            asyncio.run(_give_word(ask(settings, "explain", what=identity)["record"]))
+            record = ask(settings, "explain", what=identity)["record"]
+            if str(record["id"]).startswith(identity):  # not the newest of a unit of that name
+                asyncio.run(_give_word(record))
         found = ask(settings, "confirm", id=identity)
     result = found["result"]
     good = result["verdict"] not in FAILED
@@ -182,7 +187,9 @@ def resume(settings: Settings, *, breakers: bool, store: bool) -> Answer:
     """Raises HealingError when something still holds: a request that was refused lifts nothing."""
     more = {name: True for name, on in (("breakers", breakers), ("store", store)) if on}
     try:
-        found = ask(settings, "resume", **more)
+        nobody = not more and kept_by_another() and not HOST_SOCKET.is_socket()
+        # The engine's own pause, if there is one, is lifted when it runs; the file is root's.
+        found = {"stopped": None} if nobody else ask(settings, "resume", **more)
     except HealingError as error:
         held = kill_switch()
         still = f"; and still nothing acts: {held}" if held else ""
@@ -192,7 +199,7 @@ def resume(settings: Settings, *, breakers: bool, store: bool) -> Answer:
             SWITCH_FILE.unlink()
         except OSError as error:
             raise HealingError(f"{SWITCH_FILE} cannot be removed: {error.strerror}", "remove it by hand") from error
-        found = {**found, **ask(settings, "resume")}
+        found = found if nobody else {**found, **ask(settings, "resume")}
     if found["stopped"]:
         hint = "as root, `luminous-healing resume` lifts the file"
         raise HealingError(f"still nothing acts: {found['stopped']}", hint)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -61,7 +62,11 @@ def _parsed(line: str) -> dict[str, Any]:
 
 def _spoken(entry: dict[str, Any]) -> str:
     words = " ".join(str(entry[name]) for name in ("op", "target", "code", "why") if entry.get(name))
-    return printable(f"{entry['seq']:>6} {entry.get('event', '')!s:<8} {words}  uid {entry.get('uid', '-')}")
+    wall = entry.get("wall")
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(wall)) if isinstance(wall, int) else "-"
+    return printable(
+        f"{entry['seq']:>6} {when:<19} {entry.get('event', '')!s:<8} {words}  uid {entry.get('uid', '-')}"
+    )
 
 
 def _read(register: Path) -> Any:
@@ -92,11 +97,22 @@ def _put_aside(register: Path) -> Path | None:
     return kept
 
 
-async def renew(register: Path = REGISTER) -> Kept:
-    """Put a register aside that cannot be used: limits and audit begin anew. Raises HealingError."""
+def _whole(register: Path, keys: Path) -> bool:
+    try:
+        rows, checkpoint = read_audit(register)
+        return verify(rows, checkpoint, load_secret(keys / "audit")) == ""
+    except (sqlite3.Error, ValueError, TypeError, HealingError):
+        return False
+
+
+async def renew(register: Path = REGISTER, keys: Path = KEY_DIRECTORY) -> Kept:
+    """Put a register aside that cannot be used: limits and audit begin anew. Raises HealingError, also where there is
+    nothing wrong with it."""
     _roots_only()
     if not register.parent.is_dir():
         raise HealingError("there is no register: the helper is not installed", "`luminous-healing install`")
+    if _whole(register, keys):
+        raise HealingError("the register is whole: there is nothing to renew", "`luminous-healing audit verify`")
     await run(("systemctl", "stop", f"{EXECUTOR}.service"), timeout=120.0)
     kept = _put_aside(register)
     said = f"a new register begins; the old one is {kept}" if kept else "a new register begins"

@@ -285,6 +285,7 @@ def _engine(site: Site) -> str:
         "StartLimitBurst": "5",
     }
     service = _COMMON | _SERVICE | _ENGINE_DIRECTIVES
+    service |= {"ExecReload": "/bin/kill -HUP $MAINPID"}
     return _unit(unit, Service=_run(site, f"{_PACKAGE}.cli run") | service, Install={"WantedBy": "multi-user.target"})
 
 

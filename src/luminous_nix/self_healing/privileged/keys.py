@@ -59,9 +59,7 @@ def load_keys(path: Path, boot: str) -> Keys:
         until = int(found["until_ns"]) if found["boot_id"] == boot else 0
         return Keys(current, Key(bytes.fromhex(previous)) if previous else None, until)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        raise HealingError(
-            f"{path} is no key file", "root makes a new one: `luminous-healing rotate-key`, or removes it"
-        ) from None
+        raise HealingError(f"{path} is no key file", "root makes a new one: `luminous-healing rotate-key`") from None
 
 
 def load_secret(path: Path) -> bytes:
@@ -78,7 +76,10 @@ def _read(path: Path) -> str:
             return file.read(_LONGEST).decode("ascii")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise HealingError(f"the key {path} cannot be read: {why}", "only root and the services have it") from None
+        raise HealingError(
+            f"the key {path} cannot be read: {why}",
+            "only root and the services have it; `systemctl restart luminous-healing-keys` makes a missing one",
+        ) from None
 
 
 def make(directory: Path = KEY_DIRECTORY) -> list[str]:
@@ -146,6 +147,7 @@ def main(argv: list[str]) -> int:
         if argv == ["make"]:
             make()
         elif argv == ["rotate"]:
+            make()
             rotate(boot=boot_id(), now_ns=boot_ns())
             asyncio.run(hand_on(Bus(clock=time.monotonic)))
         else:

@@ -19,6 +19,7 @@ from .ways import POWERS, power_of
 _PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 _FROZEN: Final = {"FreezeUnit": "freeze", "ThawUnit": "thaw"}
 _FORGOTTEN: Final = {"org.freedesktop.DBus.Error.UnknownObject", f"{SYSTEMD}.NoSuchUnit"}
+_NOT_LET: Final = "is polkit running? after a change of allowed_units: `luminous-healing install`"
 _STARTING_S: Final = 30.0  # polkit is started first, perhaps
 _FIRST_PAUSE_S: Final = 0.005
 _LONGEST_PAUSE_S: Final = 0.2
@@ -41,14 +42,20 @@ class ServiceRunner:
                 return await self._act(f"{_FROZEN[method]}@{unit}")
             # polkit allows `start` for our own units alone; what is down is started by a restart, too
             case UnitJob("StartUnit", _):
-                return await self._direct.run(replace(step, method="RestartUnit"))
+                return await self._by_itself(replace(step, method="RestartUnit"))
             case UnitJob() | SetProperties() | ResolverJob() | EndProcess():
-                return await self._direct.run(step)
+                return await self._by_itself(step)
             case AskHelper():
                 raise NeedsPrivilege("the helper asks nobody")
         if not step.power:
             raise NeedsPrivilege("this has no way in SERVICE mode", "a person can do it as root")
         return await self._act(step.power)
+
+    async def _by_itself(self, step: Step) -> str:
+        try:
+            return await self._direct.run(step)
+        except NeedsPrivilege as error:
+            raise NeedsPrivilege(error.message, error.hint or _NOT_LET) from error
 
     async def _act(self, power: str) -> str:
         """Start the act unit and wait until it is done. Raises NeedsPrivilege, ActionFailed."""
@@ -67,7 +74,7 @@ class ServiceRunner:
         except BusRefused as error:
             if error.access_denied:
                 raise NeedsPrivilege(f"{unit} may not be started: {error.message}",
-                                     "is polkit running, with the rule of the installation?") from error  # fmt: skip
+                                     _NOT_LET) from error  # fmt: skip
             raise ActionFailed(f"{unit}: {error.message}") from error
         except BusUnavailable as error:
             raise ActionFailed(f"{unit}: {error.message}", error.hint) from error
