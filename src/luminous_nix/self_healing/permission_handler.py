@@ -83,18 +83,19 @@ class NixOSPermissionHandler:
         switch: Callable[[], str] = lambda: "",
         rooted: bool = False,
     ) -> None:
-        wanted = development_wanted(os.environ if environment is None else environment)
+        environment = os.environ if environment is None else environment
+        wanted = development_wanted(environment)
         self.mode = mode or (ExecutionMode.DEVELOPMENT if wanted else ExecutionMode.SERVICE)
         self._asks = runner is None and self.mode is ExecutionMode.SERVICE
         self.world = World(bus or Bus(clock=time.monotonic), roots or Roots(), rooted=rooted or self._asks)
         self._socket = self.world.roots.run / HELPER_SOCKET
         self._sudo = find("sudo") if os.geteuid() != 0 else None
-        self._runner = runner or self._choose()
+        self._runner = runner or self._choose(environment)
         self.switch = switch
 
-    def _choose(self) -> Runner:
+    def _choose(self, environment: Mapping[str, str]) -> Runner:
         if self.mode is ExecutionMode.SERVICE:
-            return HelperRunner(helper_client(self.world.roots.run, os.environ))
+            return HelperRunner(helper_client(self.world.roots.run, environment))
         root = os.geteuid() == 0
         direct = DirectRunner(self.world.bus, self.world.roots, privileged=root)
         return ChainRunner(direct, *([SudoRunner(self._sudo)] if self._sudo else []), ManualRunner())
