@@ -22,17 +22,32 @@ from .conftest import CHECKOUT, CONFIG, SWITCH
 pytestmark = pytest.mark.container
 HELPER, ENGINE = "luminous-healing-executor", "luminous-healing"
 SETTINGS = """interval = 1
-allowed_units = ["demo.service", "absent.service"]
+allowed_units = ["demo.service", "absent.service", "asked.service"]
 enabled_checks = ["services"]
 [policy]
 boot_grace_seconds = 0
 resume_grace_seconds = 0
+[[policy.rules]]
+mode = "confirm"
+unit = "asked"
 """
 ASK = """
 import asyncio, json, pathlib, sys
 from luminous_nix.self_healing.privileged.client import helper_client
 reply = asyncio.run(helper_client(pathlib.Path("/run"), {}).ask(sys.argv[1], json.loads(sys.argv[2])))
 print(json.dumps([reply.code, dict(reply.result)]))
+"""
+WITH_KEY = """
+import asyncio, json, pathlib, sys
+from luminous_nix.self_healing.models import HealingError
+from luminous_nix.self_healing.privileged.client import HelperClient
+from luminous_nix.self_healing.privileged.protocol import Key, Keys
+keys = Keys(Key(bytes.fromhex(sys.argv[1])))
+client = HelperClient(pathlib.Path("/run/luminous-healing-executor.sock"), lambda: keys)
+try:
+    print(json.dumps(asyncio.run(client.ask("status", {})).code))
+except HealingError as error:
+    print(json.dumps(error.message))
 """
 AUDIT = """
 import json, pathlib
@@ -47,13 +62,14 @@ print(json.dumps([verify(rows, checkpoint, key), bool(cut), [json.loads(row.line
 
 @pytest.fixture(scope="module")
 def guest() -> Iterator[Guest]:
-    """With the engine running as it is installed; `demo` is allowed, `other` is not, `absent` is but is not there."""
+    """With the engine running as it is installed; `demo` is allowed, `other` is not, `absent` is but is not there,
+    and `asked` is when a person says so."""
     if reason := missing_for_container():
         pytest.skip(reason)
     with Container.boot("boundary") as booted:
         install_project(booted, CHECKOUT)
         booted.write(CONFIG, SETTINGS)
-        for name in ("demo", "other"):
+        for name in ("demo", "other", "asked"):
             service(booted, name, "/bin/sleep infinity", None, ExecReload="/bin/true")
             booted.run("systemctl", "start", name)
         booted.run("luminous-healing", "install", "--now", timeout=120)
@@ -127,6 +143,64 @@ def test_a_helper_that_ended_comes_back_when_it_is_asked(guest: Guest) -> None:
     code, status = ask(guest, "status")
     assert (code, status["store"]) == ("done", "")
     assert unit_property(guest, f"{HELPER}.service", "ActiveState") == "active"
+
+
+def key_of(guest: Guest) -> str:
+    found: str = json.loads(guest.run("cat", "/var/lib/luminous-healing-keys/keys").stdout)["current"]
+    return found
+
+
+def rotated(guest: Guest) -> str:
+    """The key of before."""
+    former = key_of(guest)
+    found = json.loads(guest.run("luminous-healing", "rotate-key", "--json", timeout=120).stdout)
+    assert (found["rotated"], key_of(guest) != former) == (True, True)
+    wait_for(lambda: unit_property(guest, f"{ENGINE}.service", "ActiveState") == "active", what="the engine")
+    return former
+
+
+def test_what_asks_is_done_on_roots_word_also_right_after_a_rotation(guest: Guest) -> None:
+    """The command gives root's word to the helper, and the engine has it done, both with the new key."""
+    kill(guest, "asked")
+    (record,) = wait_for(lambda: [one for one in records(guest, "asked") if one.get("asks")], what="a question")
+    assert record["asks"]["action"] in {"restart_service", "start_unit"}
+    code, result = ask(guest, "status")
+    assert code == "done", result
+    invocation = unit_property(guest, f"{ENGINE}.service", "InvocationID")
+    rotated(guest)
+    assert unit_property(guest, f"{ENGINE}.service", "InvocationID") != invocation  # it has it by a new start
+    done = guest.run("luminous-healing", "confirm", record["id"], check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[0] == f"{record['asks']['action']}: healed"
+    assert unit_property(guest, "asked", "ActiveState") == "active"
+    uid = int(guest.run("id", "-u", ENGINE).stdout)
+    lines = json.loads(guest.run("luminous-healing", "audit", "show", "--number", "50", "--json").stdout)["audit"]
+    acts = [(line["event"], line["uid"]) for line in lines if line.get("event") in {"grant", "intent", "done"}]
+    assert acts[-3:] == [("grant", 0), ("intent", uid), ("done", uid)]
+
+
+def test_a_key_that_was_rotated_twice_opens_nothing(guest: Guest) -> None:
+    """The one before counts for its grace, and an older one at no time."""
+    oldest = rotated(guest)
+    assert python(guest, WITH_KEY, oldest) == "done"
+    former = rotated(guest)
+    assert "without an answer" in python(guest, WITH_KEY, oldest)
+    assert [python(guest, WITH_KEY, key) for key in (former, key_of(guest))] == ["done", "done"]
+
+
+def test_root_verifies_and_reads_the_audit(guest: Guest) -> None:
+    code, status = ask(guest, "status")
+    found = json.loads(guest.run("luminous-healing", "audit", "verify", "--head", status["head"], "--json").stdout)
+    assert (code, found["whole"], found["wrong"]) == ("done", True, None)
+    strange = guest.run("luminous-healing", "audit", "verify", "--head", f"1:{'0' * 64}", check=False)
+    assert (strange.returncode, "is missing at the end" in strange.stdout) == (1, True)
+    shown = guest.run("luminous-healing", "audit", "show", "--number", "3").stdout.splitlines()
+    assert [int(line.split()[0]) for line in shown] == list(range(found["lines"] - 2, found["lines"] + 1))
+    for verb in ("verify", "show", "renew"):
+        denied = guest.run("luminous-healing", "audit", verb, user="tester", check=False)
+        assert (denied.returncode != 0, "only root may do that" in denied.stderr) == (True, True)
+    code, result = ask(guest, "vacuum_journal", keep_bytes=16 << 20)  # root's look was in nobody's way
+    assert "store" not in str(result.get("reason", "")), result
 
 
 def test_the_kill_switch_holds_without_the_engine(guest: Guest) -> None:

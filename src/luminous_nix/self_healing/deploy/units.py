@@ -116,11 +116,11 @@ _COMMON: Final[Directives] = {
 # Where the helper's word or another power could be had: of no use to anybody but its owner.
 _DOORS: Final = ("/run/dbus", "/run/systemd/private", f"/run/{ENGINE}", _SOCKET, KEYS)
 _NIX_DAEMON: Final = "/nix/var/nix/daemon-socket"
-
+_BOOT: Final = "LUMINOUS_BOOT_ID=%b"  # this boot as PID 1 knows it, in a container too
 
 _SERVICE: Final[Directives] = {
     "Type": "notify",
-    "Environment": "LUMINOUS_BOOT_ID=%b",  # of this boot as PID 1 knows it, in a container too
+    "Environment": _BOOT,
     "NotifyAccess": "main",
     "Restart": "on-failure",
     "TimeoutStopSec": "30",
@@ -179,6 +179,7 @@ _KEYS_DIRECTIVES: Final[Directives] = {
 }
 
 _ROTATE: Final[Directives] = {  # it tells systemd over D-Bus to let both ends load the new key
+    "Environment": _BOOT,  # the former key's grace is this boot's
     **_KEYS_DIRECTIVES,
     "RestrictAddressFamilies": "AF_UNIX",
     "InaccessiblePaths": _absent("/run/systemd/private", f"/run/{ENGINE}", _SOCKET, _NIX_DAEMON),
