@@ -102,6 +102,7 @@ class Desk:
         return {
             "running": self._running,
             "stopped": engine.stopped() or None,
+            "powerless": engine.executor.handler.powerless or None,
             "store": store.fault or None,
             "store_lifts": store.remedy if store.fault else None,
             "dry_run": engine.dry_run,

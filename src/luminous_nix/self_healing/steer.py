@@ -225,6 +225,8 @@ def status_lines(found: Mapping[str, Any]) -> Lines:
     lines: Lines = []
     if found.get("unknown"):
         lines.append(("yellow", f"engine      {printable(found['unknown'])}"))
+    if found.get("powerless"):
+        lines.append(("bold yellow", f"powerless   {printable(found['powerless'])}"))
     if found["stopped"]:
         lines.append(("bold yellow", f"stopped     {printable(found['stopped'])}"))
     lines += _held(found)
