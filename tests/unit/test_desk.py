@@ -134,8 +134,8 @@ async def test_a_verb_of_the_socket_is_the_same_verb(counter: Counter) -> None:
 
 async def test_the_status_of_a_quiet_host(counter: Counter) -> None:
     assert await counter.ask("status") == {
-        "running": True, "stopped": None, "powerless": None, "store": None, "store_lifts": None, "dry_run": False, "mode": "auto",
-        "maintenance": None,
+        "running": True, "stopped": None, "powerless": None, "store": None, "store_lifts": None, "dry_run": False,
+        "mode": "auto", "maintenance": None,
         "silences": [], "breakers": [], "heals_last_hour": 0, "heals_per_hour": 10, "waiting": [], "open": [],
     }  # fmt: skip
     assert (await Desk(counter.engine, running=False).ask("status", {}))["running"] is False
