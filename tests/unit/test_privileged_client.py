@@ -156,8 +156,6 @@ _SETRESUID = {"x86_64": 117, "aarch64": 147}
 def become(uid: int) -> None:
     """Root's thread is somebody else for whom it speaks to; what it may do on disk it may still. The kernel keeps
     that for each thread, and the C library would do it to all of them."""
-    if os.geteuid() != 0:
-        return
     libc, words = ctypes.CDLL(None, use_errno=True), (-1, uid, -1)
     number = _SETRESUID.get(platform.machine())
     if number is None or libc.prctl(_SET_SECUREBITS, ctypes.c_ulong(_NO_SETUID_FIXUP), 0, 0, 0):
@@ -179,7 +177,7 @@ def helping(host: FakeHost, at: Path, keys: Keys, confirmed: Confirmed) -> Itera
 
     async def serve() -> None:
         scene = Scene(host, rules=ASKED, runner=Dry(relief), confirmed=confirmed)
-        async with serving(scene, at, keys=keys, engine_uid=ENGINE_UID if os.geteuid() == 0 else None):
+        async with serving(scene, at, keys=keys, engine_uid=ENGINE_UID):
             ready.set()
             while not over.is_set():  # noqa: ASYNC110  another thread's event
                 await asyncio.sleep(0.01)
@@ -235,6 +233,8 @@ class Asking:
 @pytest.fixture
 def asking(host: FakeHost, tmp_path: Path, credentials: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Asking:
     """The host's own places are those of this test."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be both the command's user and the engine's")
     monkeypatch.setattr(steer, "HOST_SOCKET", tmp_path / "host.sock")
     monkeypatch.setattr(kill_switch, "__defaults__", (tmp_path / "disabled",))
     for module in (steer, privileged):
@@ -259,7 +259,6 @@ def waiting() -> str:
     return str(one["id"])
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="root's own word")
 def test_roots_word_reaches_the_helper(asking: Asking) -> None:
     with asking.there() as lines:
         told = steer.confirm(SERVICE, waiting())
