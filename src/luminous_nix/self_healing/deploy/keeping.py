@@ -113,7 +113,9 @@ async def renew(register: Path = REGISTER, keys: Path = KEY_DIRECTORY) -> Kept:
         raise HealingError("there is no register: the helper is not installed", "`luminous-healing install`")
     if _whole(register, keys):
         raise HealingError("the register is whole: there is nothing to renew", "`luminous-healing audit verify`")
-    await run(("systemctl", "stop", f"{EXECUTOR}.service"), timeout=120.0)
+    stopped = await run(("systemctl", "stop", f"{EXECUTOR}.service"), timeout=120.0)
+    if stopped.returncode:
+        raise HealingError(f"the helper could not be stopped, and has it open: {stopped.last_words}")
     kept = _put_aside(register)
     said = f"a new register begins; the old one is {kept}" if kept else "a new register begins"
     return Kept({"schema": SCHEMA, "kept_aside": str(kept) if kept else None}, [("yellow", said)])
