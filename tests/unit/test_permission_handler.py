@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from luminous_nix.self_healing.act.runners import DirectRunner
+from luminous_nix.self_healing.act.steps import AskHelper
+from luminous_nix.self_healing.bus import Bus
 from luminous_nix.self_healing.decide.actions import CATALOGUE
 from luminous_nix.self_healing.models import (
     Action,
@@ -22,7 +24,8 @@ from luminous_nix.self_healing.models import (
 )
 from luminous_nix.self_healing.permission_handler import NixOSPermissionHandler, development_wanted
 from luminous_nix.self_healing.privileged.ways import WAYS
-from tests.unit.host import FakeHost, Recorder, no_bus
+from tests.unit.buses import BusDaemon, Systemd
+from tests.unit.host import Clock, FakeHost, Recorder, no_bus
 from tests.unit.worlds import rooted
 
 pytestmark = pytest.mark.anyio
@@ -352,3 +355,24 @@ async def test_a_loader_that_cannot_be_read_is_a_refusal(host: FakeHost) -> None
     (host.roots.boot / "loader/loader.conf").mkdir(parents=True)
     answer = await handler(host, Recorder()).execute_healing_action("prune_generations", {})
     assert (answer.refused, "the precheck could not look" in str(answer.error)) == (True, True)
+
+
+async def test_what_the_helper_would_refuse_for_its_unit_is_refused_without_starting_it(
+    host: FakeHost, bus_daemon: BusDaemon
+) -> None:
+    """An unlisted unit that stays failed must not wake the helper at every look."""
+    systemd = Systemd()
+    failed = {"Result": ("s", "exit-code"), "ExecMainCode": ("i", 1), "ExecMainStatus": ("i", 1)}
+    for name in ("listed.service", "other.service"):
+        systemd.put(name, "failed", "failed", typed=failed)
+    bus = Bus(bus_daemon.address, clock=Clock())
+    host.write(host.roots.run / "luminous-healing-executor.sock", "")
+    async with systemd.on(bus_daemon.address):
+        at = NixOSPermissionHandler(
+            ExecutionMode.SERVICE, bus=bus, roots=host.roots, environment={}, allowed=["listed.service"]
+        )
+        plan = await at.prepare(Action("restart_service", {"service": "listed.service"}))
+        with pytest.raises(ActionRefused, match=r"other\.service is not among the units that may be touched"):
+            await at.prepare(Action("restart_service", {"service": "other.service"}))
+        await bus.close()
+    assert plan.steps == (AskHelper("restart_service", {"service": "listed.service"}, 150.0),)

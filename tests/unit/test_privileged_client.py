@@ -283,7 +283,7 @@ def test_anybody_elses_is_asked_for_by_polkit(
                 steer.confirm(SERVICE, waiting())
     ((subject, action),) = asking.heard
     assert (subject.startswith(":1."), action) == (True, TO_TEN)
-    assert lines == (["grant", "intent", "done"] if says else [])
+    assert lines == (["grant", "intent", "done"] if says else ["denied"])
 
 
 def test_a_yes_in_the_engine_alone_is_no_word_to_the_helper(asking: Asking) -> None:
@@ -292,7 +292,7 @@ def test_a_yes_in_the_engine_alone_is_no_word_to_the_helper(asking: Asking) -> N
         found = steer.ask(SERVICE, "confirm", id=waiting())
         assert found["result"]["verdict"] == "refused"
         assert "a person is asked first" in str(found["result"])
-    assert lines == []
+    assert lines == ["denied"]
 
 
 def test_a_question_that_is_answered_is_asked_of_nobody(

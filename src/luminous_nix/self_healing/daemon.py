@@ -38,7 +38,7 @@ _STUCK_S: Final = 600.0 + max(spec.timeout_s + spec.deadline_s for spec in CATAL
 
 def build_engine(settings: Settings, bus: Bus | None = None, store: Store | None = None) -> SimplifiedHealingEngine:
     """An engine for this host with these settings; without a store it keeps its acts in memory."""
-    handler = NixOSPermissionHandler(settings.mode, bus=bus)
+    handler = NixOSPermissionHandler(settings.mode, bus=bus, allowed=settings.allowed_units)
     executor = SimpleExecutor(handler)
     detector = SimpleDetector(
         settings.thresholds,

@@ -28,7 +28,7 @@ from .models import (
     NeedsPrivilege,
     Roots,
 )
-from .privileged.client import HELPER_SOCKET, HelperRunner, helper_client
+from .privileged.client import HELPER_SOCKET, HelperRunner, helper_client, narrowed
 from .privileged.protocol import GRANT, RESTORE
 from .privileged.ways import WAYS, asked
 from .process import find
@@ -70,6 +70,8 @@ class NixOSPermissionHandler:
     `mode` None reads LUMINOUS_DEV_MODE now. `runner` replaces the mode's own choice (tests, simulation).
     `switch` is the kill switch: it answers why nothing may act now, or nothing. It is asked before each step,
     and while one runs. `rooted`: whoever carries steps out can write what only root may (SERVICE mode, the helper).
+    `allowed` are the units that may be touched in SERVICE mode, if they are known here: the helper has the last word,
+    but need not be started to say no.
     """
 
     def __init__(
@@ -82,10 +84,12 @@ class NixOSPermissionHandler:
         environment: Mapping[str, str] | None = None,
         switch: Callable[[], str] = lambda: "",
         rooted: bool = False,
+        allowed: Iterable[str] | None = None,
     ) -> None:
         environment = os.environ if environment is None else environment
         wanted = development_wanted(environment)
         self.mode = mode or (ExecutionMode.DEVELOPMENT if wanted else ExecutionMode.SERVICE)
+        self._allowed = None if allowed is None else frozenset(allowed)
         self._asks = runner is None and self.mode is ExecutionMode.SERVICE
         self.world = World(bus or Bus(clock=time.monotonic), roots or Roots(), rooted=rooted or self._asks)
         self._socket = self.world.roots.run / HELPER_SOCKET
@@ -120,6 +124,8 @@ class NixOSPermissionHandler:
         """In SERVICE mode the plan is one step; what it would come to is the helper's to find."""
         if not self._asks or not plan.steps:
             return plan
+        if self._allowed is not None:
+            plan = narrowed(plan, self._allowed)
         return replace(plan, steps=(AskHelper(op, arguments, within),))
 
     async def execute_healing_action(

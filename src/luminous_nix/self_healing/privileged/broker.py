@@ -8,13 +8,12 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from ..act.operations import way_back
-from ..act.steps import Plan, SetProperties, UnitJob
+from ..act.steps import Plan, UnitJob
 from ..bus import BusRefused, BusUnavailable
-from ..decide.actions import CATALOGUE, protected
+from ..decide.actions import CATALOGUE
 from ..decide.limits import Act, Limits, windows
 from ..decide.limits import Request as Asked
 from ..decide.policy import Mode, Policy
@@ -22,9 +21,10 @@ from ..ledger import StoreFault
 from ..models import Action, ActionRefused, ConfigError
 from ..observe.systemd import relations
 from ..permission_handler import NixOSPermissionHandler
+from .client import narrowed, touched
 from .protocol import GRANT, RESTORE, STATUS, Code, Denied, Request, frozen
 from .register import Knobs, Register
-from .ways import POWERS, taken
+from .ways import taken
 
 log = logging.getLogger(__name__)
 
@@ -119,9 +119,8 @@ class Broker:
             raise ActionRefused(f"nothing may act: {why}")
         if self._running and (unit := await self._running()):
             return Code.BUSY, _told(f"{unit} is not done yet", "one at a time: ask again")
-        plan = self._narrowed(await self._planned(request, caller), rules)
-        units = _touched(plan)
-        self._allowed(units, rules)
+        plan = narrowed(await self._planned(request, caller), rules.allowed)
+        units = touched(plan)
         granted = self._permitted(request, caller, units, rules)
         await self._alone(plan)
         target = _target(request, units)
@@ -193,28 +192,6 @@ class Broker:
         if not taken(request.op, request.args):
             raise Denied(Code.ARGUMENTS)
         return await self._handler.prepare(Action(request.op, dict(request.args)))
-
-    @staticmethod
-    def _narrowed(plan: Plan, rules: Rules) -> Plan:
-        """Each act unit once, and memory reclaimed from allowed units alone. Raises ActionRefused if none is left."""
-        steps: dict[Any, Any] = {}
-        for step in plan.steps:
-            power = getattr(step, "power", "")
-            if power.startswith("reclaim@") and _instance_unit(power) not in rules.allowed:
-                continue
-            steps.setdefault(power or step, step)
-        if plan.steps and not steps:
-            raise ActionRefused("no unit that may be touched holds idle memory", "allowed_units says which may be")
-        return replace(plan, steps=tuple(steps.values()))
-
-    @staticmethod
-    def _allowed(units: list[str], rules: Rules) -> None:
-        if guarded := next((unit for unit in units if protected(unit)), ""):
-            raise ActionRefused(f"{guarded} is in the protected set")
-        if other := next((unit for unit in units if unit not in rules.allowed), ""):
-            raise ActionRefused(f"{other} is not among the units that may be touched",
-                                "add it to allowed_units in /etc/luminous-healing/config.toml, then"
-                                " `luminous-healing install`")  # fmt: skip
 
     def _permitted(self, request: Request, caller: Caller, units: list[str], rules: Rules) -> str:
         """The grant to be spent, or empty where none is needed. Raises ActionRefused."""
@@ -327,21 +304,6 @@ def printable_word(text: str) -> str:
 
 def _told(reason: str, hint: str) -> dict[str, Any]:
     return {"reason": printable_word(reason), "hint": printable_word(hint)}
-
-
-def _touched(plan: Plan) -> list[str]:
-    """The units that a plan changes, by their own names."""
-    found = [step.unit for step in plan.steps if isinstance(step, UnitJob | SetProperties)]
-    for step in plan.steps:
-        power = getattr(step, "power", "")
-        if power and POWERS[power.partition("@")[0]].allowed:
-            found.append(_instance_unit(power))
-    return list(dict.fromkeys(found))
-
-
-def _instance_unit(power: str) -> str:
-    """The unit at the beginning of an act unit's instance: `a.service` of `reclaim@a.service:4096`."""
-    return power.partition("@")[2].partition(".service")[0] + ".service"
 
 
 def _target(request: Request, units: list[str]) -> str:

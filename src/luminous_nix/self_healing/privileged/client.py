@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from ..act.steps import AskHelper, Step
+from ..act.steps import AskHelper, Plan, SetProperties, Step, UnitJob
+from ..decide.actions import protected
 from ..models import ActionFailed, ActionRefused, HealingError, NeedsPrivilege
 from .keys import boot_id, boot_ns, credential, load_keys
 from .protocol import (
@@ -25,6 +27,7 @@ from .protocol import (
     frozen,
     parse_reply,
 )
+from .ways import POWERS
 
 HELPER_SOCKET: Final = Path("luminous-healing-executor.sock")  # below Roots.run
 _CONNECT_S: Final = 5.0
@@ -160,3 +163,43 @@ class HelperRunner:
             case Code.BUSY:
                 raise ActionRefused(words, str(hint), passing=True)
         raise ActionRefused(words, str(hint))
+
+
+# -- what a plan touches -------------------------------------------------------------------------------------
+
+
+def touched(plan: Plan) -> list[str]:
+    """The units that a plan changes, by their own names. [pure]"""
+    found = [step.unit for step in plan.steps if isinstance(step, UnitJob | SetProperties)]
+    for step in plan.steps:
+        power = getattr(step, "power", "")
+        if power and POWERS[power.partition("@")[0]].allowed:
+            found.append(_instance_unit(power))
+    return list(dict.fromkeys(found))
+
+
+def narrowed(plan: Plan, allowed: Collection[str]) -> Plan:
+    """The plan in SERVICE mode: each act unit once, and memory reclaimed from allowed units alone. Raises
+    ActionRefused when it touches a unit that is not allowed, or nothing is left of it. [pure]"""
+    steps: dict[Any, Step] = {}
+    for step in plan.steps:
+        power = getattr(step, "power", "")
+        if power.startswith("reclaim@") and _instance_unit(power) not in allowed:
+            continue
+        steps.setdefault(power or step, step)
+    if plan.steps and not steps:
+        raise ActionRefused("no unit that may be touched holds idle memory", "allowed_units says which may be")
+    plan = replace(plan, steps=tuple(steps.values()))
+    units = touched(plan)
+    if guarded := next((unit for unit in units if protected(unit)), ""):
+        raise ActionRefused(f"{guarded} is in the protected set")
+    if other := next((unit for unit in units if unit not in allowed), ""):
+        raise ActionRefused(f"{other} is not among the units that may be touched",
+                            "add it to allowed_units in /etc/luminous-healing/config.toml, then"
+                            " `luminous-healing install`")  # fmt: skip
+    return plan
+
+
+def _instance_unit(power: str) -> str:
+    """The unit at the beginning of an act unit's instance: `a.service` of `reclaim@a.service:4096`."""
+    return power.partition("@")[2].partition(".service")[0] + ".service"
