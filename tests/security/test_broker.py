@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import stat
 import time
@@ -431,3 +432,25 @@ async def test_a_register_that_was_full_is_tried_again(host: FakeHost, tmp_path:
     assert verify(rows, checkpoint, AUDIT_KEY, scene.register.head()) == ""
     assert [getattr(step, "text", "") for step in scene.runner.steps] == ["10", "20"]
     scene.register.close()
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "some", "caller", "code", "said"),
+    [
+        ("/system.slice/web.service", (), ENGINE, Code.DONE, ""),
+        ("/system.slice/other.service", (), ENGINE, Code.REFUSED, "of no unit that may be touched"),
+        ("/user.slice/x.scope", (), ENGINE, Code.REFUSED, "of no unit that may be touched"),
+        ("/user.slice/x.scope", (), ROOT, Code.DONE, ""),
+        ("/system.slice/web.service", (Rule(Mode.OBSERVE, unit="web*"),), ENGINE, Code.REFUSED, "observe"),
+        ("/system.slice/web.service", (Rule(Mode.CONFIRM, unit="web*"),), ENGINE, Code.REFUSED, "a person is asked"),
+    ],
+)
+async def test_a_process_is_ended_by_itself_only_where_its_unit_may_be_touched(
+    host: FakeHost, cgroup: str, some: tuple[Rule, ...], caller: Caller, code: Code, said: str
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("the process must be somebody else's than root's: root only")
+    os.chown(host.process(4321, cgroup=cgroup), 1000, -1)
+    scene = Scene(host, rules=rules(*some))
+    answered, why = await told(scene, caller, "kill_process", pid=4321, start_time=100)
+    assert (answered, said in why, len(scene.runner.steps)) == (code, True, int(code is Code.DONE))

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from ..act.operations import way_back
-from ..act.steps import Plan, UnitJob
+from ..act.steps import EndProcess, Plan, UnitJob
 from ..bus import BusRefused, BusUnavailable
 from ..decide.actions import CATALOGUE
 from ..decide.limits import Act, Limits, windows
@@ -120,13 +120,16 @@ class Broker:
         if self._running and (unit := await self._running()):
             return Code.BUSY, _told(f"{unit} is not done yet", "one at a time: ask again")
         plan = narrowed(await self._planned(request, caller), rules.allowed)
-        units = touched(plan)
-        granted = self._permitted(request, caller, units, rules)
+        units, ended = touched(plan), self._unit_of_the_ended(plan)
+        granted = self._permitted(request, caller, units or ended, rules)
         await self._alone(plan)
         target = _target(request, units)
         automatic = not (caller.person or granted)
         if automatic:
             self._by_itself(request, rules)
+            ends = any(isinstance(step, EndProcess) for step in plan.steps)
+            if ends and not (ended and ended[0] in rules.allowed):
+                raise ActionRefused("that process is of no unit that may be touched", "a person may confirm it")
         if not caller.person and granted != frozen(request.op, request.args):  # a figure that nobody named
             _far_enough(request)
         asked = Asked(target, request.op, request.nonce, "", automatic)
@@ -219,6 +222,18 @@ class Broker:
         up = request.ts_boot_ns / 1e9
         if up < rules.policy.boot_grace_s and request.op != RESTORE:
             raise ActionRefused(f"boot grace: up for {up:.0f} s", f"in {rules.policy.boot_grace_s - up:.0f} s")
+
+    def _unit_of_the_ended(self, plan: Plan) -> list[str]:
+        """The service whose process a plan ends, for the policy's rules. Raises ActionRefused."""
+        for step in plan.steps:
+            if isinstance(step, EndProcess):
+                path = self._handler.world.roots.proc / str(step.pid) / "cgroup"
+                try:
+                    groups = path.read_text("utf-8", "replace").strip().rpartition(":")[2].split("/")
+                except OSError as error:
+                    raise ActionRefused(f"whose process {step.pid} is cannot be told: {error.strerror}") from None
+                return [part for part in reversed(groups) if part.endswith(".service")][:1]
+        return []
 
     async def _alone(self, plan: Plan) -> None:
         """A restart of a unit that is down would take along what runs and requires it. Raises ActionRefused."""
