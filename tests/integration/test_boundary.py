@@ -4,6 +4,11 @@ missing. What an act does with its power is in test_deploy.py."""
 from __future__ import annotations
 
 import json
+import os
+import pty
+import select
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +27,7 @@ from .conftest import CHECKOUT, CONFIG, SWITCH
 pytestmark = pytest.mark.container
 HELPER, ENGINE = "luminous-healing-executor", "luminous-healing"
 SETTINGS = """interval = 1
-allowed_units = ["demo.service", "absent.service", "asked.service"]
+allowed_units = ["demo.service", "absent.service", "asked.service", "typed.service"]
 enabled_checks = ["services"]
 [policy]
 boot_grace_seconds = 0
@@ -30,6 +35,9 @@ resume_grace_seconds = 0
 [[policy.rules]]
 mode = "confirm"
 unit = "asked"
+[[policy.rules]]
+mode = "confirm"
+unit = "typed"
 """
 ASK = """
 import asyncio, json, pathlib, sys
@@ -177,6 +185,51 @@ def test_what_asks_is_done_on_roots_word_also_right_after_a_rotation(guest: Gues
     lines = json.loads(guest.run("luminous-healing", "audit", "show", "--number", "50", "--json").stdout)["audit"]
     acts = [(line["event"], line["uid"]) for line in lines if line.get("event") in {"grant", "intent", "done"}]
     assert acts[-3:] == [("grant", 0), ("intent", uid), ("done", uid)]
+
+
+def test_an_administrators_password_takes_what_asks(guest: Guest) -> None:
+    """A member of the group on a terminal: polkit's agent asks there, with the request in its words."""
+    guest.run("usermod", "--append", "--groups", f"sudo,{ENGINE}", "tester")
+    guest.run("sh", "-c", "echo tester:secret | chpasswd")
+    service(guest, "typed", "/bin/sleep infinity", None)
+    guest.run("systemctl", "start", "typed")
+    kill(guest, "typed")
+    (record,) = wait_for(lambda: [one for one in records(guest, "typed") if one["asks"]], what="it asks")
+    command = ["runuser", "-u", "tester", "--", "luminous-healing", "confirm", record["id"]]
+    code, shown = on_a_terminal(guest.enter(command), "assword: ", "secret\n")
+    assert code == 0, shown
+    assert "asks for restart_service(service=typed.service)" in shown
+    assert "restart_service: healed" in shown
+    assert unit_property(guest, "typed", "ActiveState") == "active"
+    lines = json.loads(guest.run("luminous-healing", "audit", "show", "--number", "3", "--json").stdout)["audit"]
+    assert [(line["event"], line["op"]) for line in lines] == [
+        ("grant", "grant"), ("intent", "restart_service"), ("done", "restart_service"),
+    ]  # fmt: skip
+    assert lines[0]["subject"].startswith(":1.")
+
+
+def on_a_terminal(command: list[str], until: str, answer: str) -> tuple[int, str]:
+    """Run it on a terminal of its own, type the answer when it is asked for; (exit status, what was shown)."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execvp(command[0], command)  # noqa: S606
+    shown, typed_at, deadline = "", 0.0, time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.2)[0]:
+            try:
+                data = os.read(terminal, 4096)
+            except OSError:  # it ended
+                break
+            shown += data.decode("utf-8", "replace")
+        if until in shown and not typed_at:
+            typed_at = time.monotonic() + 1.0  # what is typed before the echo is off is thrown away
+        if 0.0 < typed_at <= time.monotonic():
+            os.write(terminal, answer.encode())
+            typed_at = float("inf")
+    else:
+        os.kill(child, signal.SIGKILL)
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), shown
 
 
 def test_a_key_that_was_rotated_twice_opens_nothing(guest: Guest) -> None:

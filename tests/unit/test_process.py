@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from luminous_nix.self_healing.models import ActionFailed
-from luminous_nix.self_healing.process import SEARCH_PATH, Completed, Finder, find, run
+from luminous_nix.self_healing.process import SEARCH_PATH, Completed, Finder, beside, find, run
 
 pytestmark = pytest.mark.anyio
 
@@ -152,3 +152,24 @@ async def test_a_cancelled_run_leaves_nothing(tmp_path: Path) -> None:
 )
 def test_last_words(stdout: str, stderr: str, words: str) -> None:
     assert Completed(("x",), 1, stdout, stderr).last_words == words
+
+
+async def test_who_keeps_us_company_is_ready_first_and_ended_at_the_end(tmp_path: Path) -> None:
+    """It says that it is ready by closing the descriptor that it was told of."""
+    script = tmp_path / "company"
+    script.write_text('#!/usr/bin/env bash\neval "exec $2>&-"\necho $$ >"$0.pid"\nexec sleep 600\n', "utf-8")
+    script.chmod(0o755)
+    async with beside((str(script),), notify="--notify-fd"):
+        while not (pid := tmp_path / "company.pid").exists():
+            await asyncio.sleep(0.01)
+        number = int(pid.read_text("utf-8"))
+        os.kill(number, 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(number, 0)
+
+
+async def test_company_that_cannot_be_had_or_is_never_ready_is_done_without(tmp_path: Path) -> None:
+    async with beside((str(tmp_path / "nobody"),), notify="--notify-fd"):
+        pass
+    async with beside(("/bin/sh", "-c", "exec sleep 600"), notify="--notify-fd", within=0.1):
+        pass

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -92,6 +92,57 @@ async def run(argv: Sequence[str], *, timeout: float, stdin: bytes | None = None
         await _end_group(child)
         raise
     return Completed(tuple(argv), code, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
+
+
+@contextlib.asynccontextmanager
+async def beside(argv: Sequence[str], *, notify: str, within: float = 5.0) -> AsyncIterator[None]:
+    """A program that keeps us company on the same terminal until the block ends. It is ready when it closes the
+    descriptor that it is told of by the option `notify`; one that cannot be started, or is not ready in time, is done
+    without."""
+    ready, told = os.pipe()
+    child: asyncio.subprocess.Process | None = None
+    try:
+        with contextlib.suppress(OSError):
+            child = await asyncio.create_subprocess_exec(
+                *argv,
+                notify,
+                str(told),
+                env=_ENVIRONMENT,
+                cwd="/",
+                pass_fds=(told,),
+                stdin=asyncio.subprocess.DEVNULL,
+            )
+        os.close(told)
+        told = -1
+        if child is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(within):
+                    await _closed(ready)
+        yield
+    finally:
+        for handle in (ready, told):
+            if handle >= 0:
+                os.close(handle)
+        if child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                child.terminate()
+            await child.wait()
+
+
+async def _closed(handle: int) -> None:
+    """The other end of the pipe is closed."""
+    loop = asyncio.get_running_loop()
+    end: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(handle, _settle, end)
+    try:
+        await end
+    finally:
+        loop.remove_reader(handle)
+
+
+def _settle(end: asyncio.Future[None]) -> None:
+    if not end.done():
+        end.set_result(None)
 
 
 async def _end_group(child: asyncio.subprocess.Process) -> bool:

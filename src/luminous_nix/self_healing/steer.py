@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -23,6 +24,7 @@ from .models import ActionRefused, ExecutionMode, HealingError, Roots
 from .privileged.client import HELPER_SOCKET, helper_client
 from .privileged.protocol import GRANT
 from .privileged.ways import asked
+from .process import beside, find
 from .report import SCHEMA, Lines, printable
 
 HOST_SOCKET: Final = Path("/run/luminous-healing/control.sock")
@@ -133,9 +135,22 @@ async def _confirm_as_myself(settings: Settings, identity: str) -> dict[str, Any
     bus = Bus(clock=time.monotonic)
     try:
         subject = await bus.name()
-        return await asyncio.to_thread(ask, settings, "confirm_as", id=identity, subject=subject)
+        async with _somebody_to_ask():
+            return await asyncio.to_thread(ask, settings, "confirm_as", id=identity, subject=subject)
     finally:
         await bus.close()
+
+
+@asynccontextmanager
+async def _somebody_to_ask() -> AsyncIterator[None]:
+    """On a terminal polkit's own agent asks for the password there. Not as a fallback: polkit 122 does not find such
+    a one by the bus name of a process."""
+    agent = find("pkttyagent") if sys.stdin is not None and sys.stdin.isatty() else None
+    if agent is None:
+        yield
+        return
+    async with beside((agent, "--process", str(os.getpid())), notify="--notify-fd"):
+        yield
 
 
 def undo(settings: Settings, identity: str) -> Answer:
