@@ -160,7 +160,8 @@ async def test_who_keeps_us_company_is_ready_first_and_ended_at_the_end(tmp_path
     script.write_text('#!/usr/bin/env bash\neval "exec $2>&-"\necho $$ >"$0.pid"\nexec sleep 600\n', "utf-8")
     script.chmod(0o755)
     async with beside((str(script),), notify="--notify-fd"):
-        while not (pid := tmp_path / "company.pid").exists():
+        pid = tmp_path / "company.pid"
+        while not (pid.exists() and pid.read_text("utf-8").strip()):  # noqa: ASYNC110  another process writes it
             await asyncio.sleep(0.01)
         number = int(pid.read_text("utf-8"))
         os.kill(number, 0)
