@@ -9,7 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from .models import ActionFailed
 
@@ -74,8 +74,8 @@ async def run(argv: Sequence[str], *, timeout: float, stdin: bytes | None = None
     if program is None:
         raise ActionFailed(f"{argv[0]} is not installed", f"looked in {SEARCH_PATH}")
     try:
-        child = await asyncio.create_subprocess_exec(
-            program, *argv[1:], env=_ENVIRONMENT, cwd="/", start_new_session=True,
+        child = await _started(
+            (program, *argv[1:]), start_new_session=True,
             stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
@@ -94,6 +94,11 @@ async def run(argv: Sequence[str], *, timeout: float, stdin: bytes | None = None
     return Completed(tuple(argv), code, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
 
 
+async def _started(argv: Sequence[str], **how: Any) -> asyncio.subprocess.Process:
+    """The one place where a program starts. Raises OSError."""
+    return await asyncio.create_subprocess_exec(*argv, env=_ENVIRONMENT, cwd="/", **how)
+
+
 @contextlib.asynccontextmanager
 async def beside(argv: Sequence[str], *, notify: str, within: float = 5.0) -> AsyncIterator[None]:
     """A program that keeps us company on the same terminal until the block ends. It is ready when it closes the
@@ -103,15 +108,7 @@ async def beside(argv: Sequence[str], *, notify: str, within: float = 5.0) -> As
     child: asyncio.subprocess.Process | None = None
     try:
         with contextlib.suppress(OSError):
-            child = await asyncio.create_subprocess_exec(
-                *argv,
-                notify,
-                str(told),
-                env=_ENVIRONMENT,
-                cwd="/",
-                pass_fds=(told,),
-                stdin=asyncio.subprocess.DEVNULL,
-            )
+            child = await _started((*argv, notify, str(told)), pass_fds=(told,), stdin=asyncio.subprocess.DEVNULL)
         os.close(told)
         told = -1
         if child is not None:
